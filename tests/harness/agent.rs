@@ -6,7 +6,8 @@
 //! message. `markdown:<seed>` answers with the document of the seed, `markdown:<seed>:<n>` with a
 //! stream of `n` documents. `stream:<words>:<ms>:<bytes>` answers with an event stream of so many
 //! words of this length, at this interval, and continues after `Last-Event-ID`; a fourth number
-//! delays its start, in ms. [`Agent::set_failing`] makes every request fail.
+//! delays its start, in ms. With the word `json` or `poison` in its text, it continues with JSON or
+//! with 422 instead. [`Agent::set_failing`] makes every request fail.
 
 use crate::markdown;
 use anyhow::Context;
@@ -203,6 +204,13 @@ async fn answer(State(agent): State<Agent>, headers: HeaderMap, body: Bytes) -> 
     }
     if let Some(words) = StreamedWords::parse(&text) {
         let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+        match text.split_whitespace().next_back().filter(|_| last.is_some()) {
+            Some("json") => {
+                return json!({ "text": "I heard it again" }).to_string().into_response();
+            }
+            Some("poison") => return reject(StatusCode::UNPROCESSABLE_ENTITY, "poisoned message"),
+            _ => {}
+        }
         tokio::time::sleep(words.delay).await;
         return words.answer(agent.clone(), running, last.unwrap_or(0));
     }

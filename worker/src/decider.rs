@@ -105,6 +105,9 @@ impl Decider {
                 facts.questions.asked += of_batch.asked;
                 facts.questions.is_told |= of_batch.is_told;
             }
+            if let Some((org, agent)) = routing::author_query(webhook, facts, &self.options) {
+                facts.author = self.store.agent_ref(&org, &agent).await?;
+            }
             let named_agents = self.load_named_agents(webhook, facts).await?;
             let decision = self.decide_one(read, webhook, facts, &named_agents);
             let decision =

@@ -16,6 +16,7 @@ mod agent_client;
 mod answer_generator;
 mod app;
 mod batcher;
+mod claim_pacer;
 mod config;
 mod connection_cache;
 mod context;

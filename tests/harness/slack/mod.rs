@@ -273,13 +273,26 @@ impl Slack {
 
     /// Adds a message of a person. [`Webhook::message_event`] adds it and returns its webhook.
     pub fn write(&self, team: &str, channel: &str, user: &str, text: &str, ts: &str) {
+        self.write_in_thread(team, channel, user, text, ts, None);
+    }
+
+    /// Adds a message of a person to a thread.
+    pub fn write_in_thread(
+        &self,
+        team: &str,
+        channel: &str,
+        user: &str,
+        text: &str,
+        ts: &str,
+        thread_ts: Option<&str>,
+    ) {
         let message = Message {
             ts: ts.to_owned(),
             user: user.to_owned(),
             bot_id: None,
             text: text.to_owned(),
             blocks: Value::Null,
-            thread_ts: None,
+            thread_ts: thread_ts.map(str::to_owned),
             metadata: Value::Null,
             edited: false,
             stream: None,

@@ -143,7 +143,7 @@ impl Webhook {
         action["action_ts"] = action_ts.as_str().into();
         let mut clicked = json!({
             "type": "message", "ts": message.ts, "user": message.user, "bot_id": message.bot_id,
-            "text": message.text, "blocks": message.blocks,
+            "text": message.text, "blocks": message.blocks, "metadata": message.metadata,
         });
         if let Some(thread) = &message.thread_ts {
             clicked["thread_ts"] = thread.as_str().into();

@@ -183,7 +183,8 @@ async fn refuses_foreign_clicks() {
     env.slack.wait_for_receipt("the answer", |r| r.text() == "I heard: deny by U7").await;
 }
 
-/// After its time a request without a decision loses its buttons, and a click gets a notice.
+/// After its time a request without a decision loses its buttons, the agent gets the decision
+/// `expired`, and a click gets a notice.
 #[tokio::test]
 async fn expires_undecided() {
     let (env, app) = start_env(SMALL).await;
@@ -196,7 +197,12 @@ async fn expires_undecided() {
     let late = click(&env, &app, "D1", "U1", &asked, 0);
     send(&env, &app, &late).await;
     assert_eq!(reply_to_click(&env, &late).await, expired);
-    assert!(decisions(&env).is_empty());
+    env.slack.wait_for_receipt("the answer", |r| r.text() == "I heard: expired by U1").await;
+    let first = &env.agent.requests()[0].question;
+    let told = decisions(&env);
+    let decision = json!({ "id": "a", "run": first["run"], "decision": "expired", "user": null });
+    assert_eq!((told.len(), &told[0].question["approval"]), (1, &decision));
+    assert_eq!(told[0].question["ts"], *asked.ts);
     assert_eq!(count(&env, "select count(*) from approvals where state = 'expired'").await, 1);
 }
 
@@ -225,4 +231,22 @@ async fn asks_once_despite_kill() {
     let messages = env.slack.messages(&app.team, "C1");
     assert_eq!(messages.iter().filter(|message| message.text == "Deploy?").count(), 1);
     assert_eq!(count(&env, "select count(*) from approvals").await, 1);
+}
+
+/// A request whose contents Postgres rejects makes a dead letter. The agent is asked once.
+#[tokio::test]
+async fn gives_up_rejected_request() {
+    let (env, app) = start_env(SMALL).await;
+    sqlx::query("alter table approvals add constraint no_x check (ask_id <> 'x')")
+        .execute(&env.pool)
+        .await
+        .expect("a constraint");
+    let answer = json!({ "ask": { "id": "x", "prompt": "Deploy?" } });
+    let webhook = Webhook::message(&env.slack, &app, "C1", "U1", &format!("json {answer}"));
+    send(&env, &app, &webhook).await;
+    assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "dead_letter");
+    let dead = env.dead_letters().await.expect("a list");
+    assert_eq!(dead[0].reason, "Postgres refuses its effects");
+    assert_eq!(env.agent.requests().len(), 1);
+    env.wait_for_log("failed to record attempt outcome with its change").await.expect("a log line");
 }

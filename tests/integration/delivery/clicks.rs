@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use tests::{
     eventually::eventually,
+    provision::new_agent,
     slack::{conversations::Message, webhook::Webhook},
     test_env::{App, SMALL, TIMEOUT, TestEnv, agent_id},
 };
@@ -99,4 +100,45 @@ async fn keeps_and_forwards_feedback() {
     }
     let kept = [("U1".to_owned(), "is-good".to_owned()), ("U1".into(), "is-bad".into())];
     assert_eq!(values(&env).await, kept);
+}
+
+/// A click goes to the agent of the message, although the channel was linked to another agent. If
+/// that agent was removed, the person gets a notice.
+#[tokio::test]
+async fn delivers_to_agent_of_message() {
+    let (env, app) = start_env().await;
+    let button = json!({ "type": "button", "action_id": "go",
+                         "text": { "type": "plain_text", "text": "Go" } });
+    let block = json!({ "type": "actions", "elements": [button] });
+    let message = answer(&env, &app, "C1", &block).await;
+    assert_eq!(message.metadata["event_payload"]["agent"], format!("{}/{}", app.org, agent_id()));
+    let other = "other".parse().expect("an id");
+    let other = new_agent(&app.org, other, env.agent.url()).expect("an agent");
+    env.store.put_agent(&other).await.expect("Postgres");
+    sqlx::query("update connections set agent_id = 'other' where id = $1")
+        .bind(app.connection.to_string())
+        .execute(&env.pool)
+        .await
+        .expect("another agent");
+    let action = message.blocks[0]["elements"][0].clone();
+    let click = || Webhook::click(&env.slack, &app, "C1", "U2", &message, action.clone());
+    let first = click();
+    send(&env, &app, &first).await;
+    assert_eq!(env.wait_for_outcome(&first.dedup_key).await.outcome, "completed");
+    let agent: String =
+        sqlx::query_scalar("select agent_id from delivery_log where dedup_key = $1")
+            .bind(first.dedup_key.as_str())
+            .fetch_one(&env.pool)
+            .await
+            .expect("a row");
+    assert_eq!(agent, agent_id().as_str());
+
+    sqlx::query("delete from agents where id = $1")
+        .bind(agent_id().as_str())
+        .execute(&env.pool)
+        .await
+        .expect("it is removed");
+    send(&env, &app, &click()).await;
+    let is_notice = |r: &tests::slack::Receipt| r.text().starts_with("The agent of this message");
+    env.slack.wait_for_receipt("a notice", is_notice).await;
 }

@@ -5,6 +5,7 @@ use shared::{
     domain::{AgentPolicies, EditPolicy, OverlapPolicy},
     store::NewAgent,
 };
+use std::time::Duration;
 use tests::{
     agent::AgentRequest,
     eventually::eventually,
@@ -15,13 +16,19 @@ use tests::{
 
 async fn start_env(size: Size, edits: EditPolicy, overlap: OverlapPolicy) -> (TestEnv, App) {
     let mut env = TestEnv::without_processes(size).await.expect("servers");
+    let app = start_processes(&mut env, edits, overlap).await;
+    (env, app)
+}
+
+/// Starts the processes and connects an agent with these policies.
+async fn start_processes(env: &mut TestEnv, edits: EditPolicy, overlap: OverlapPolicy) -> App {
     env.set("TIDEGATE_SLACK_APPEND_MIN_INTERVAL", "12ms");
     env.start_processes().await.expect("processes");
     let app = env.connect_as(|new| new.agent = Some(agent_id())).await.expect("a connection");
     let agent = new_agent(&app.org, agent_id(), env.agent.url()).expect("an agent");
     let policies = AgentPolicies { edits, overlap };
     env.store.put_agent(&NewAgent { policies, ..agent }).await.expect("Postgres");
-    (env, app)
+    app
 }
 
 async fn ask(env: &TestEnv, app: &App, channel: &str, user: &str, text: &str) -> (Webhook, String) {
@@ -182,4 +189,51 @@ async fn interrupts_run_on_message() {
     let cancels = env.agent.cancels();
     assert_eq!((cancels.len(), &*cancels[0].reason), (1, "interrupt"));
     assert_eq!(outcome(&env, &other).await, "completed", "another conversation");
+}
+
+/// A message with `overlap = interrupt`, and an edit with `edits = rerun`, cancel a call that the
+/// agent has not answered.
+#[tokio::test]
+async fn cancels_unanswered_call() {
+    let (env, app) = start_env(SMALL, EditPolicy::Rerun, OverlapPolicy::Interrupt).await;
+    let (question, ts) = ask(&env, &app, "D1", "U1", "slow:60000 old").await;
+    wait_for_questions(&env, 1).await;
+    let edit = edit(&env, &app, &ts, "slow:60000 old", "slow:60000 new");
+    send(&env, &app, &edit).await;
+    assert_eq!(outcome(&env, &question).await, "edited");
+    wait_for_questions(&env, 2).await;
+    let (next, _) = ask(&env, &app, "D1", "U1", "hello").await;
+    assert_eq!(outcome(&env, &edit).await, "interrupted");
+    assert_eq!(outcome(&env, &next).await, "completed");
+    let (asked, cancels) = (env.agent.requests(), env.agent.cancels());
+    let reasons: Vec<&str> = cancels.iter().map(|cancel| &*cancel.reason).collect();
+    assert_eq!(reasons, ["edit", "interrupt"]);
+    assert_eq!(asked[0].question["run"], *cancels[0].run);
+    let closed = async || (env.agent.running() == 0).then_some(());
+    eventually("the calls end", TIMEOUT, closed).await;
+}
+
+/// A merged question that the worker asked before it stopped is asked again with the same id and
+/// messages, although more messages wait.
+#[tokio::test]
+async fn keeps_merged_question_over_restart() {
+    let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
+    env.set("TIDEGATE_SHUTDOWN_GRACE_PERIOD", "1s");
+    let app = start_processes(&mut env, EditPolicy::Ignore, OverlapPolicy::Merge).await;
+    let (first, _) = ask(&env, &app, "D1", "U1", "slow:1500 first").await;
+    wait_for_questions(&env, 1).await;
+    ask(&env, &app, "D1", "U1", "slow:5000 second").await;
+    let (third, _) = ask(&env, &app, "D1", "U1", "third").await;
+    assert_eq!(outcome(&env, &first).await, "completed");
+    wait_for_questions(&env, 2).await;
+    let (fourth, _) = ask(&env, &app, "D1", "U1", "fourth").await;
+    let process = &env.workers[0].process;
+    process.terminate();
+    process.wait(Duration::from_secs(20)).await.expect("it ends");
+    process.restart().expect("it starts again");
+    let asked = wait_for_questions(&env, 3).await;
+    assert_eq!(asked[1].question["parts"].as_array().map(Vec::len), Some(2));
+    assert_eq!((&asked[1].id, &asked[1].question), (&asked[2].id, &asked[2].question));
+    assert_eq!(outcome(&env, &third).await, "merged");
+    assert_eq!(outcome(&env, &fourth).await, "completed");
 }

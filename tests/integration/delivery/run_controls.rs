@@ -5,7 +5,12 @@ use tests::{
     agent::Cancel,
     eventually::eventually,
     size::ci_or_full,
-    slack::{conversations::Message, streams::StreamingState, webhook::Webhook},
+    slack::{
+        conversations::Message,
+        fault_injection::{Fault, FaultRule},
+        streams::StreamingState,
+        webhook::Webhook,
+    },
     test_env::{App, SMALL, TIMEOUT, TestEnv, agent_id},
 };
 
@@ -145,6 +150,41 @@ async fn stops_run_on_deletion() {
     env.send(&app, &deleted).await.expect("an answer");
     assert_eq!(env.wait_for_outcome(&question.dedup_key).await.outcome, "message_deleted");
     assert_eq!(wait_for_cancels(&env, 1).await[0].reason, "deleted");
+}
+
+/// A stop that is committed while a run waits for another worker ends it: a part that is stored
+/// and not sent is dropped, and the message is ended.
+#[tokio::test]
+async fn drops_unsent_part_after_stop() {
+    let (env, app) = start_env().await;
+    let (question, _) = ask(&env, &app, "D1", LONG).await;
+    wait_for_stream(&env, &app, "D1").await;
+    env.slack.inject_fault(FaultRule::new(Fault::Silent).on("chat.appendStream"));
+    let stored = async || {
+        let stored: i64 = sqlx::query_scalar("select count(*) from runs where parts > sent")
+            .fetch_one(&env.pool)
+            .await
+            .ok()?;
+        let appended = env.slack.calls_of("chat.appendStream").len();
+        (stored == 1 && appended > 0).then_some(())
+    };
+    eventually("a part is stored and not sent", TIMEOUT, stored).await;
+    env.workers[0].process.kill();
+    let shown = answers(&env, &app, "D1")[0].text.clone();
+    env.slack.clear_faults();
+    sqlx::query("insert into run_controls (connection_id, channel_id, ts) values ($1, 'D1', $2)")
+        .bind(app.connection.to_string())
+        .bind(env.slack.ts())
+        .execute(&env.pool)
+        .await
+        .expect("a stop");
+    env.workers[0].process.restart().expect("it starts again");
+    assert_eq!(env.wait_for_outcome(&question.dedup_key).await.outcome, "stopped");
+    let messages = answers(&env, &app, "D1");
+    assert_eq!((messages.len(), state(&messages[0])), (1, Some(StreamingState::Completed)));
+    assert_eq!((&messages[0].text, messages[0].edited), (&shown, false));
+    assert_eq!(wait_for_cancels(&env, 1).await[0].reason, "stop");
+    assert_eq!(env.agent.requests().len(), 1, "the agent was asked again");
 }
 
 /// With many open streamed answers, an agent gets the cancellation within 250 ms of the stop

@@ -243,6 +243,103 @@ async fn repeats_no_part_after_kill() {
     }
 }
 
+/// Kills the worker while it streams an answer, and starts it again.
+async fn kill_during_stream(env: &TestEnv) {
+    wait_for_parts(env).await;
+    env.workers[0].process.kill();
+    env.workers[0].process.restart().expect("it starts again");
+}
+
+/// An answer in JSON after a begun stream ends the message of the stream and is posted after it.
+#[tokio::test]
+async fn settles_stream_before_json() {
+    let (env, app) = start_env(SMALL).await;
+    let text = "stream:80:50:8 then json";
+    let webhook = ask(&env, &app, "C1", text).await;
+    kill_during_stream(&env).await;
+    assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "completed");
+    env.slack.wait_for_receipt("the answer in JSON", |r| r.text() == "I heard it again").await;
+    let messages = answers(&env, &app, "C1");
+    assert_eq!((messages.len(), state(&messages[0])), (2, Some(StreamingState::Completed)));
+    // All that was stored, which the agent was told by the header, is shown.
+    let requests = env.agent.requests();
+    let last = requests[1].headers["last-event-id"].to_str().expect("a number");
+    let words = text.replace(":80:", &format!(":{last}:"));
+    assert_eq!(shown(&messages[0]), expected(&words));
+    assert_eq!(count(&env, "select count(*) from runs").await, 0);
+}
+
+/// A delivery that becomes a dead letter after a begun stream ends the message of the stream.
+#[tokio::test]
+async fn settles_stream_before_dead_letter() {
+    let (env, app) = start_env(SMALL).await;
+    let webhook = ask(&env, &app, "C1", "stream:80:50:8 then poison").await;
+    kill_during_stream(&env).await;
+    assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "dead_letter");
+    let messages = answers(&env, &app, "C1");
+    assert_eq!((messages.len(), state(&messages[0])), (1, Some(StreamingState::Completed)));
+}
+
+/// The message of an ambiguous start is found behind more replies than one page has.
+#[tokio::test]
+async fn finds_stream_in_long_thread() {
+    let (env, app) = start_env(SMALL).await;
+    let fault = FaultRule::new(Fault::Cut).on("chat.startStream").times(1);
+    env.slack.inject_fault(fault.after_the_fact());
+    let text = "stream:20:30:8:500 please";
+    let webhook = ask(&env, &app, "C1", text).await;
+    let root = env.slack.messages(&app.team, "C1")[0].ts.clone();
+    for n in 0..250 {
+        let (ts, text) = (env.slack.ts(), format!("reply {n}"));
+        env.slack.write_in_thread(&app.team, "C1", "U2", &text, &ts, Some(&root));
+    }
+    assert!(answers(&env, &app, "C1").is_empty(), "the answer began before the replies");
+    env.wait_for_outcome(&webhook.dedup_key).await;
+    let messages = answers(&env, &app, "C1");
+    assert_eq!((messages.len(), joined(&messages)), (1, expected(text)));
+}
+
+/// A token that Slack revokes during a stream ends the run: the connection is revoked, the agent
+/// gets the cancellation, and the delivery is a dead letter.
+#[tokio::test]
+async fn ends_run_of_revoked_token() {
+    let (env, app) = start_env(SMALL).await;
+    let webhook = ask(&env, &app, "C1", "stream:600:100:8 please").await;
+    wait_for_parts(&env).await;
+    env.slack.refuse_token(&app.token, "token_revoked");
+    assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "dead_letter");
+    let dead = env.dead_letters().await.expect("a list");
+    assert_eq!(dead[0].reason, "the connection was revoked");
+    assert!(dead[0].last_error.contains("token_revoked"), "{}", dead[0].last_error);
+    let revoked = "select count(*) from connections where status = 'revoked'";
+    assert_eq!(count(&env, revoked).await, 1);
+    let cancelled = async || env.agent.cancels().pop();
+    let cancel = eventually("the agent gets the cancellation", TIMEOUT, cancelled).await;
+    assert_eq!(cancel.reason, "deleted");
+}
+
+/// An answer that Slack refuses makes a dead letter, and the person gets a notice.
+#[tokio::test]
+async fn reports_refused_answer() {
+    let (env, app) = start_env(SMALL).await;
+    let refused = Fault::Says("is_archived".into());
+    env.slack.inject_fault(FaultRule::new(refused).on("chat.appendStream"));
+    let refused = Fault::Says("cant_broadcast_message".into());
+    for method in ["chat.stopStream", "chat.update"] {
+        env.slack.inject_fault(FaultRule::new(refused.clone()).on(method));
+    }
+    let webhook = ask(&env, &app, "C1", "stream:600:100:8 please").await;
+    assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "dead_letter");
+    let dead = env.dead_letters().await.expect("a list");
+    assert_eq!(dead[0].reason, "Slack refused the answer");
+    assert_eq!(dead[0].last_error, "chat.stopStream: cant_broadcast_message");
+    let is_notice = |r: &tests::slack::Receipt| {
+        r.by == "chat.postEphemeral" && r.text().starts_with("Slack did not accept the answer.")
+    };
+    let notice = env.slack.wait_for_receipt("a notice", is_notice).await;
+    assert_eq!(notice.body["user"], "U1");
+}
+
 /// A run continues over rolling deploys, and its agent never has two requests for it at once.
 #[tokio::test]
 async fn continues_run_over_deploys() {

@@ -289,3 +289,21 @@ async fn repeats_run_write() {
         .expect("a count");
     assert_eq!(parts, 0);
 }
+
+/// A reason of a team's own handler may have characters that Postgres does not store.
+#[tokio::test]
+async fn stores_reason_with_nul() {
+    let env = TestEnv::without_processes(SERVERS).await.expect("servers");
+    let app = env.connect().await.expect("a connection");
+    let (_, lease) = take_over(&env).await;
+    env.store.register_worker("w", "name", Duration::from_secs(60)).await.expect("a row");
+    env.store.ensure_gateway_slots(4).await.expect("slots");
+    let batch = [webhook_of(app.connection, &lease, 1, "Ev1")];
+    assert_eq!(commit(&env, lease.token, 0, &batch).await.ok(), Some(CommitOutcome::Committed));
+    let delivery = claim_delivery(&env, &lease).await.expect("a delivery");
+    let outcome = FinishedOutcome::DeadLetter { reason: "a\0b".into(), error: "c\0d".into() };
+    let finished = FinishedDelivery { delivery, outcome, messages: vec![], traceparent: None };
+    assert_eq!(env.store.finish_deliveries(&[&finished]).await.expect("an answer"), [true]);
+    let dead = env.dead_letters().await.expect("a list");
+    assert_eq!((&*dead[0].reason, &*dead[0].last_error), ("a\u{fffd}b", "c\u{fffd}d"));
+}

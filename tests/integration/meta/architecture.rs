@@ -121,17 +121,16 @@ fn keeps_sql_in_store() {
 
 /// Files that read the clock of their machine, with the purpose. It decides nothing else: Postgres
 /// compares stored times, and times of the stream are compared with each other.
-const CLOCK_READERS: [(&str, &str); 10] = [
+const CLOCK_READERS: [(&str, &str); 9] = [
     ("ingest/src/http/routes.rs", "the age of a signature, by the head"),
     ("ingest/src/webhook/pipeline.rs", "the age of a signature; a time for logs and metrics"),
     ("ingest/src/webhook/sync_response.rs", "a time for recordings"),
-    ("worker/src/agent_client/mod.rs", "the time of a signature for agents"),
+    ("shared/src/signature.rs", "the time of a signature"),
     ("worker/src/dispatch/agents/approvals.rs", "a time in a message"),
     ("worker/src/dispatch/attempt.rs", "a metric"),
     ("worker/src/metrics.rs", "a metric"),
     ("deploy/cli/src/commands/connections/import/mod.rs", "the expiry of a token in a file"),
     ("deploy/cli/src/commands/doctor/clock.rs", "the comparison of clocks"),
-    ("deploy/cli/src/signature.rs", "the time of a signature of a test request"),
 ];
 
 /// Only [`CLOCK_READERS`] read the clock of their machine.

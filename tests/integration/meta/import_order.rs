@@ -33,6 +33,7 @@ const INGEST: Order = &[
 const WORKER: Order = &[
     ("answer_generator", &[]),
     ("batcher", &[]),
+    ("claim_pacer", &[]),
     ("config", &[]),
     ("metrics", &[]),
     ("probe", &[]),
@@ -54,6 +55,7 @@ const WORKER: Order = &[
             "agent_client",
             "answer_generator",
             "batcher",
+            "claim_pacer",
             "context",
             "metrics",
             "probe",
@@ -61,7 +63,7 @@ const WORKER: Order = &[
             "slack",
         ],
     ),
-    ("outbox", &["batcher", "context", "probe", "slack"]),
+    ("outbox", &["batcher", "claim_pacer", "context", "probe", "slack"]),
     ("maintenance", &["metrics", "context", "decider", "routing", "slack"]),
     ("readiness", &["context", "intake"]),
     (
@@ -91,7 +93,6 @@ const CLI: Order = &[
     ("dev_settings", &[]),
     ("output", &[]),
     ("settings", &[]),
-    ("signature", &[]),
     ("slack_api", &[]),
     ("stream_reader", &[]),
     (
@@ -101,7 +102,6 @@ const CLI: Order = &[
             "dev_settings",
             "output",
             "settings",
-            "signature",
             "slack_api",
             "stream_reader",
         ],

@@ -61,7 +61,8 @@ pub struct ApprovalAnswer {
     pub id: String,
     pub run: String,
     pub decision: String,
-    pub user: String,
+    /// `None` if nobody decided in time.
+    pub user: Option<String>,
 }
 
 /// Cause of a request.

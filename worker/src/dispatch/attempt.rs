@@ -319,7 +319,8 @@ async fn relay_response(
     }
 }
 
-/// Returns the outcome that releases a delivery. The attempt does not count.
+/// Returns the outcome that releases a delivery whose agent was not called. The attempt does not
+/// count.
 pub fn released_outcome(
     delivery: ClaimedDelivery,
     after: Duration,
@@ -349,7 +350,8 @@ pub fn cancelled_outcome(delivery: ClaimedDelivery) -> AttemptOutcome {
     AttemptOutcome::Finished(Box::new(finished), None)
 }
 
-fn dead_letter(
+/// Returns the outcome that moves a delivery to the dead letters.
+pub fn dead_letter(
     delivery: ClaimedDelivery,
     reason: &str,
     error: String,

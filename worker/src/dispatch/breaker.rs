@@ -68,20 +68,21 @@ impl CircuitBreakers {
         circuit.failures = circuit.failures.saturating_add(1);
         let first = *circuit.first_failed.get_or_insert(lane);
         circuit.several_lanes |= first != lane;
-        let opens = circuit.is_open() && !was_open && !probe;
+        let opens = circuit.is_open() && !was_open;
         if opens {
             circuit.opened_at = Some(now);
         }
-        opens.then_some(Transition::Open)
+        // A probe fails while the circuit is open in Postgres.
+        (opens && !probe).then_some(Transition::Open)
     }
 
-    /// Returns the agents whose circuits this worker opened.
+    /// Returns the agents whose circuits are open in this worker.
     pub fn open_agents(&self) -> Vec<(String, String)> {
         let open = self.0.iter().filter(|(_, circuit)| circuit.opened_at.is_some());
         open.map(|(agent, _)| agent.clone()).collect()
     }
 
-    /// Resets circuits that this worker opened and that are not in `recorded`, the circuits open in
+    /// Resets circuits that are open in this worker and not in `recorded`, the circuits open in
     /// Postgres: a probe of another worker succeeded.
     pub fn retain_open(&mut self, recorded: &HashSet<(String, String)>, now: Instant) {
         for (agent, circuit) in &mut self.0 {
@@ -154,6 +155,22 @@ mod tests {
         assert_eq!(fail(&mut breakers, now), None, "it may not be recorded yet");
         breakers.retain_open(&HashSet::new(), later);
         assert_eq!(fail(&mut breakers, later), Some(Transition::Open));
+    }
+
+    /// A failed probe of a circuit that another worker opened may be the last failure before this
+    /// worker would open it.
+    #[test]
+    fn reopens_after_failed_probe() {
+        let (mut breakers, now) = (CircuitBreakers::default(), Instant::now());
+        let lane = Lane::from_bits;
+        for n in 0..4 {
+            assert_eq!(breakers.on_failure(AGENT, lane(n), false, now), None);
+        }
+        assert_eq!(breakers.on_failure(AGENT, lane(4), true, now), None, "a probe");
+        let later = now + RECORDING_DELAY * 2;
+        breakers.retain_open(&HashSet::new(), later);
+        let mut failed = |n| breakers.on_failure(AGENT, lane(n), false, later);
+        assert_eq!((0..5).filter_map(&mut failed).last(), Some(Transition::Open));
     }
 
     #[test]

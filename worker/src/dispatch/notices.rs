@@ -1,6 +1,6 @@
 //! Notices to the author of a webhook that its delivery waits or was given up.
 
-use super::{agents, attempt_context::AttemptContext};
+use super::{agents, attempt_context::AttemptContext, payloads};
 use crate::routing::{self, Webhook};
 use futures_util::future::{Either, select};
 use shared::{
@@ -25,6 +25,23 @@ pub async fn build_failure_notice(
     envelope: &Envelope,
 ) -> Option<OutgoingMessage> {
     build_notice(context, delivery, envelope, agents::failure_notice).await
+}
+
+/// Returns the notice to the author of a webhook that Slack refused the answer. `None` if nobody
+/// gets one.
+pub async fn build_refusal_notice(
+    context: &AttemptContext,
+    delivery: &ClaimedDelivery,
+) -> Option<OutgoingMessage> {
+    let envelope = payloads::load(context, delivery).await.ok()?;
+    let key = delivery.dedup_key.as_str();
+    let reference = key.rsplit(':').next().unwrap_or(key);
+    let text =
+        format!("Slack did not accept the answer. Ask an administrator about `{reference}`.");
+    let notice = |webhook: &Webhook<'_>, connection: &Connection| {
+        routing::notice(webhook, connection.team.as_ref(), &text)
+    };
+    build_notice(context, delivery, &envelope, notice).await
 }
 
 /// Runs an attempt. Enqueues the waiting notice once the delivery has waited [`NOTICE_AFTER`] and

@@ -3,7 +3,7 @@
 //! Called by the scheduler's tasks. A record is retried until Postgres confirms it or the worker's
 //! row expires; then another worker frees the lane.
 
-use super::attempt::{AttemptOutcome, RELEASE_WAIT};
+use super::{attempt::AttemptOutcome, retry};
 use crate::{
     batcher::{Batcher, each_result},
     context::{Context, WorkerTerm},
@@ -71,14 +71,7 @@ impl OutcomeRecorder {
                         self.context.wake_outbox.notify_one();
                         return Some(Duration::ZERO);
                     }
-                    Err(error) => Record::Postponed(Box::new(PostponedDelivery {
-                        delivery,
-                        after: RELEASE_WAIT,
-                        error: ErrorChain(&error).to_string(),
-                        counts: true,
-                        fault: false,
-                        crashed: false,
-                    })),
+                    Err(error) => after_failed_change(delivery, &error),
                 }
             }
             AttemptOutcome::Postponed(postponed) => Record::Postponed(Box::new(postponed)),
@@ -113,7 +106,11 @@ impl OutcomeRecorder {
                         // The contents of the messages are the likely cause.
                         Record::Finished(finished) if !finished.messages.is_empty() => {
                             let delivery = finished.delivery.clone();
-                            record = Record::Finished(Arc::new(refused(delivery, error)));
+                            record = Record::Finished(Arc::new(refused(
+                                delivery,
+                                "Postgres refuses its messages",
+                                error,
+                            )));
                         }
                         _ => return None,
                     }
@@ -140,9 +137,24 @@ impl OutcomeRecorder {
     }
 }
 
-/// Returns the dead letter of a delivery whose messages Postgres rejects.
-fn refused(delivery: ClaimedDelivery, error: String) -> FinishedDelivery {
-    let reason = "Postgres refuses its messages".into();
-    let outcome = FinishedOutcome::DeadLetter { reason, error };
+/// Returns the record of an attempt whose change was not committed: a dead letter if Postgres
+/// rejects its contents, otherwise another attempt.
+fn after_failed_change(delivery: ClaimedDelivery, error: &StoreError) -> Record {
+    let (key, is_rejected) = (&delivery.dedup_key, error.is_content_rejection());
+    let error = ErrorChain(error).to_string();
+    warn!(%key, error, is_rejected, "failed to record attempt outcome with its change");
+    if is_rejected {
+        let dead = refused(delivery, "Postgres refuses its effects", error);
+        return Record::Finished(Arc::new(dead));
+    }
+    let after = retry::backoff(delivery.attempts, 0.0);
+    let (counts, fault, crashed) = (true, false, false);
+    let postponed = PostponedDelivery { delivery, after, error, counts, fault, crashed };
+    Record::Postponed(Box::new(postponed))
+}
+
+/// Returns the dead letter of a delivery whose outcome Postgres rejects.
+fn refused(delivery: ClaimedDelivery, reason: &str, error: String) -> FinishedDelivery {
+    let outcome = FinishedOutcome::DeadLetter { reason: reason.to_owned(), error };
     FinishedDelivery { delivery, outcome, messages: Vec::new(), traceparent: None }
 }

@@ -7,7 +7,7 @@ use super::{
     attempt::{CallResult, RELEASE_WAIT},
     attempt_context::AttemptContext,
     merged_messages, retry,
-    runs::{self, RunTarget, StreamingRun},
+    runs::{self, Canceller, Registration, RunTarget, StreamingRun},
     sessions::SessionKey,
 };
 use crate::{
@@ -52,19 +52,22 @@ pub async fn ask(
         if stored.is_none() {
             return CallResult::completed(Completion::unreached(outcome, Vec::new()));
         }
-        has_ended = true; // the run only ends its message in Slack
+        has_ended = true; // the run finds the control, too, and only ends its message in Slack
     }
-    let mut asked_at = None;
     let message = routing::agent_message(webhook, connection.team.as_ref());
     let active = message.as_ref().map(|message| {
-        let (channel, thread_ts) = (message.channel.clone(), message.root_ts().to_owned());
-        let key = SessionKey { connection: connection.id, channel, thread_ts };
+        let key = SessionKey::new(connection.id, message);
         // An earlier attempt may have shown a status before its worker died.
         let may_be_shown = stored.is_some() || delivery.crashes > 0;
         context.sessions.begin(key, term, may_be_shown)
     });
-    let stream = if has_ended {
-        None
+    let target_of = |asked_at: Option<String>| {
+        let target = message.as_ref().map(|message| RunTarget::new(id.clone(), message))?;
+        let trigger_ts = asked_at.unwrap_or_else(|| target.trigger_ts.clone());
+        Some(RunTarget { trigger_ts, ..target })
+    };
+    let (target, stream) = if has_ended {
+        (target_of(None), None)
     } else {
         let resume_after = stored.as_ref().and_then(|run| run.state.last_event_id.as_deref());
         let parts = match merged_messages::load(context, agent, connection, webhook, delivery).await
@@ -80,7 +83,8 @@ pub async fn ask(
         if parts.len() > 1 {
             request_id.push_str(&format!(":merge:{}", parts.len()));
         }
-        asked_at = parts.last().map(|part| part.ts.clone());
+        let asked_at = parts.last().map(|part| part.ts.clone());
+        let target = target_of(asked_at.clone());
         let run = agents::Run {
             id: &id,
             resume_after,
@@ -89,7 +93,22 @@ pub async fn ask(
             parts: &parts,
             asked_at: asked_at.as_deref(),
         };
-        match agents::ask(clients, agent, connection, webhook, run).await {
+        let asking = agents::ask(clients, agent, connection, webhook, run);
+        let asked = match &target {
+            Some(target) => {
+                let mut registration = Registration::new(&context.controls, connection.id, target);
+                tokio::select! {
+                    asked = asking => asked,
+                    reason = registration.cancelled() => {
+                        Canceller { context, agent, run: &id }.cancel(reason).await;
+                        let cancelled = Completion::unreached(reason.outcome(), Vec::new());
+                        return CallResult::completed(cancelled);
+                    }
+                }
+            }
+            None => asking.await,
+        };
+        match asked {
             Ok(AskOutcome::Completed(completion)) => {
                 return CallResult::completed(completion);
             }
@@ -103,22 +122,20 @@ pub async fn ask(
                 }
                 return CallResult::completed(completion);
             }
-            Ok(AskOutcome::Streaming(stream)) => Some(stream),
+            Ok(AskOutcome::Streaming(stream)) => (target, Some(stream)),
             Err(error) => {
                 let retry_for = retry::retry_for(agent.retry_for, agent.mode);
                 return CallResult::Failed(error, retry_for);
             }
         }
     };
-    let Some((message, session)) = message.zip(active) else {
+    let Some((target, session)) = target.zip(active) else {
         return CallResult::completed(Completion::new("completed"));
     };
-    let target = RunTarget::new(id, &message);
-    let trigger = target.trigger_ts.clone();
     CallResult::Streaming(Box::new(StreamingRun {
         delivery: delivery.clone(),
         agent: Arc::clone(agent),
-        target: RunTarget { trigger_ts: asked_at.unwrap_or(trigger), ..target },
+        target,
         stream,
         stored,
         policy: AnswerPolicy::new(agent, connection),

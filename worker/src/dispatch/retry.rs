@@ -65,25 +65,22 @@ impl Failure {
 /// Returns the decision after a failure. `jitter` is in 0.0..1.0.
 pub fn after_failure(failure: &Failure, jitter: f64) -> AfterFailure {
     let faults = failure.faults + i32::from(failure.is_fault());
-    match failure.kind {
-        FailureKind::Refused if faults >= REFUSALS_MAX => {
-            AfterFailure::DeadLetter("the agent refused the webhook")
+    let (faults_max, reason) = match failure.kind {
+        FailureKind::Refused => (REFUSALS_MAX, "the agent refused the webhook"),
+        FailureKind::Unusable => (FAULTS_MAX, "the agent's answers were unusable"),
+        FailureKind::Failing if failure.is_fault() => {
+            (FAULTS_MAX, "the agent failed but answered others")
         }
-        FailureKind::Unusable if faults >= FAULTS_MAX => {
-            AfterFailure::DeadLetter("the agent's answers were unusable")
+        FailureKind::Failing | FailureKind::Unavailable => {
+            (i32::MAX, "the agent was unavailable for too long")
         }
-        FailureKind::Failing if failure.is_fault() && faults >= FAULTS_MAX => {
-            AfterFailure::DeadLetter("the agent failed but answered others")
-        }
-        _ if failure.age > failure.retry_for => {
-            AfterFailure::DeadLetter("the agent was unavailable for too long")
-        }
-        _ => {
-            let wait = backoff(failure.attempts, jitter);
-            let asked = failure.retry_after.map(|asked| asked.min(RETRY_AFTER_MAX));
-            AfterFailure::Retry(asked.map_or(wait, |asked| wait.max(asked)))
-        }
+    };
+    if faults >= faults_max || failure.age > failure.retry_for {
+        return AfterFailure::DeadLetter(reason);
     }
+    let wait = backoff(failure.attempts, jitter);
+    let asked = failure.retry_after.map(|asked| asked.min(RETRY_AFTER_MAX));
+    AfterFailure::Retry(asked.map_or(wait, |asked| wait.max(asked)))
 }
 
 /// Returns the time for which deliveries of an agent are retried: its setting, or the default of
@@ -132,6 +129,21 @@ mod tests {
             (Failure { age: Duration::from_secs(3601), ..failure(Unusable, 0) }, true),
         ] {
             assert_eq!(gives_up(failure), given_up, "{failure:?}");
+        }
+    }
+
+    /// The reason names the failure also when the age of the delivery decides.
+    #[test]
+    fn names_failure_of_late_attempt() {
+        use FailureKind::{Failing, Refused, Unavailable, Unusable};
+        for (kind, reason) in [
+            (Refused, "the agent refused the webhook"),
+            (Unusable, "the agent's answers were unusable"),
+            (Failing, "the agent was unavailable for too long"),
+            (Unavailable, "the agent was unavailable for too long"),
+        ] {
+            let late = Failure { age: Duration::from_secs(3601), ..failure(kind, 0) };
+            assert_eq!(after_failure(&late, 0.0), AfterFailure::DeadLetter(reason));
         }
     }
 

@@ -15,7 +15,10 @@ use super::{
     sessions,
     tasks::{StopTokens, TaskEnd, attempt_and_record, run_and_record},
 };
-use crate::context::{Context, WorkerTerm};
+use crate::{
+    claim_pacer::ClaimPacer,
+    context::{Context, WorkerTerm},
+};
 use shared::{
     domain::ConnectionId,
     runtime::telemetry::ErrorChain,
@@ -39,6 +42,9 @@ const PAYLOAD_COPIES: usize = 2;
 const EMPTY_CLAIMS_MAX: u32 = 32;
 /// Wait after [`EMPTY_CLAIMS_MAX`] such claims, if queues are left to visit.
 const VISIT_INTERVAL: Duration = Duration::from_millis(50);
+/// Wait before the next claim when an agent's slots are taken, in part by other workers. It doubles
+/// while claims return no delivery, up to [`POLL_INTERVAL`].
+const CONTENDED_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum number of lanes freed by one statement.
 const RELEASE_MAX: i64 = 1_000;
 
@@ -113,16 +119,31 @@ struct RunningRun {
     stop: StopTokens,
 }
 
+/// Result of one or more claims.
+#[derive(Debug, Default)]
+struct ClaimPass {
+    /// Number of claimed deliveries.
+    claimed: usize,
+    /// True if queues are left to visit.
+    has_more: bool,
+    /// True if due deliveries may wait for slots that other workers hold.
+    contended: bool,
+}
+
 impl Scheduler {
     async fn work(&mut self, stop: &CancellationToken) {
         let mut polled = Instant::now();
         let (mut claims, mut poll) = (true, true);
+        let (mut pacer, mut contended_wait) = (ClaimPacer::default(), CONTENDED_INTERVAL);
         while !stop.is_cancelled() {
+            pacer.wait().await;
+            let begun = Instant::now();
             if poll {
                 polled = Instant::now();
                 self.release_forgotten().await;
             }
-            let has_more = claims && self.claim_due(stop).await;
+            let pass = if claims { self.claim_due(stop).await } else { ClaimPass::default() };
+            pacer.end(begun);
             self.context.metrics.set_running(self.running.len(), self.capacity.bytes());
             self.context.metrics.set_runs(self.runs.len());
             let now = Instant::now();
@@ -131,8 +152,16 @@ impl Scheduler {
             }
             let next_poll = polled + POLL_INTERVAL;
             let mut wake = self.due.first().map_or(next_poll, |due| (*due).min(next_poll));
-            if has_more {
+            if pass.has_more {
                 wake = wake.min(now + VISIT_INTERVAL);
+            }
+            // Another worker does not tell that it freed a slot.
+            if pass.claimed > 0 || !pass.contended {
+                contended_wait = CONTENDED_INTERVAL;
+            }
+            if pass.contended {
+                wake = wake.min(now + contended_wait);
+                contended_wait = (contended_wait * 2).min(POLL_INTERVAL);
             }
             (claims, poll) = (true, false);
             tokio::select! {
@@ -213,37 +242,39 @@ impl Scheduler {
         self.runs.insert(task.id(), RunningRun { lane, organization, stop });
     }
 
-    /// Claims and starts deliveries until none is due or the capacity is used. Returns whether
-    /// queues are left to visit.
-    async fn claim_due(&mut self, stop: &CancellationToken) -> bool {
-        let mut has_more = false;
+    /// Claims and starts deliveries until none is due or the capacity is used.
+    async fn claim_due(&mut self, stop: &CancellationToken) -> ClaimPass {
+        let mut pass = ClaimPass::default();
         for priority in [Priority::Interactive, Priority::Background] {
             let mut empty = 0;
             while empty < EMPTY_CLAIMS_MAX && !stop.is_cancelled() {
                 self.join_ended();
                 let limits = self.capacity.claim_limits(priority);
-                let Some(term) = self.context.clients.worker.term() else { return false };
+                let Some(term) = self.context.clients.worker.term() else { return pass };
                 if limits.total == 0 {
                     break;
                 }
-                match self.claim(&term, priority, limits).await {
-                    Some((0, false)) | None => break,
-                    Some((0, true)) => empty += 1,
-                    Some(_) => empty = 0,
+                let Some(claim) = self.claim(&term, priority, limits).await else { break };
+                pass.claimed += claim.claimed;
+                pass.contended |= claim.contended;
+                match claim.claimed {
+                    0 if claim.has_more => empty += 1,
+                    0 => break,
+                    _ => empty = 0,
                 }
             }
-            has_more |= empty == EMPTY_CLAIMS_MAX;
+            pass.has_more |= empty == EMPTY_CLAIMS_MAX;
         }
-        has_more
+        pass
     }
 
-    /// Claims once. Returns the number of claimed deliveries, and whether queues are left to visit.
+    /// Claims once.
     async fn claim(
         &mut self,
         term: &Arc<WorkerTerm>,
         priority: Priority,
         limits: ClaimLimits,
-    ) -> Option<(usize, bool)> {
+    ) -> Option<ClaimPass> {
         let mut partitions = self.context.clients.partitions.all();
         if partitions.is_empty() {
             return None;
@@ -274,7 +305,11 @@ impl Scheduler {
                 return None;
             }
         };
-        let more = claimed.last_visited.is_some() || !wrapped;
+        let pass = ClaimPass {
+            claimed: claimed.deliveries.len(),
+            has_more: claimed.last_visited.is_some() || !wrapped,
+            contended: claimed.is_contended,
+        };
         match claimed.last_visited {
             Some((partition, queue)) => {
                 self.next.insert(priority, (partition, Some(queue)));
@@ -283,11 +318,10 @@ impl Scheduler {
                 self.next.remove(&priority);
             }
         }
-        let count = claimed.deliveries.len();
         for delivery in claimed.deliveries {
             self.start(term, delivery);
         }
-        Some((count, more))
+        Some(pass)
     }
 
     fn start(&mut self, term: &Arc<WorkerTerm>, delivery: ClaimedDelivery) {

@@ -13,6 +13,7 @@ mod web_api;
 
 use crate::{
     batcher::{Batcher, each_result},
+    claim_pacer::ClaimPacer,
     context::{Context, WorkerTerm},
     slack::SEND_TIMEOUT,
 };
@@ -79,7 +80,13 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut after = None;
     let mut next_due: Option<Instant> = None;
     let mut poll = true;
+    let mut pacer = ClaimPacer::default();
     while !stop.is_cancelled() {
+        pacer.wait().await;
+        while let Some(sent) = sends.try_join_next() {
+            remove_ended(sent, &mut running);
+        }
+        let begun = Instant::now();
         if poll {
             polled = Instant::now();
             release_orphaned_lanes(&shared, &running).await;
@@ -106,6 +113,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
                 }
             }
         }
+        pacer.end(begun);
         let next_poll = polled + POLL_INTERVAL;
         let due = next_due.filter(|_| sends.len() < SENDS_MAX);
         let wake = due.map_or(next_poll, |due| due.min(next_poll));
@@ -114,9 +122,6 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             _ = stop.cancelled() => {}
             Some(sent) = sends.join_next(), if !sends.is_empty() => {
                 remove_ended(sent, &mut running);
-                while let Some(sent) = sends.try_join_next() {
-                    remove_ended(sent, &mut running);
-                }
             }
             _ = shared.context.wake_outbox.notified(), if sends.len() < SENDS_MAX => {}
             _ = tokio::time::sleep_until(wake) => poll = Instant::now() >= next_poll,

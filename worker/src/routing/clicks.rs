@@ -2,26 +2,29 @@
 //! messages.
 //!
 //! A button of an approval carries a random id, which only identifies the approval: the row in
-//! Postgres lists who may decide, and the first allowed click counts. Every other click in a
-//! conversation of an agent in mode `reply` is a question to that agent; feedback on an answer is
-//! also stored.
+//! Postgres lists who may decide, and the first allowed click counts. Every other click on a message
+//! of an agent in mode `reply` is a question to that agent, also after the conversation was linked to
+//! another one; feedback on an answer is also stored.
 
-use super::{Input, approvals};
+use super::{Input, RoutingOptions, Webhook, approvals, notice};
 use serde_json::json;
 use shared::{
     domain::{
-        APPROVAL_ACTION_PREFIX, AgentMode, ChannelId, Destination, OutgoingMessage, Surface,
-        TeamId, UserId,
+        APPROVAL_ACTION_PREFIX, AgentId, AgentMode, ChannelId, Destination, OrgId, OutgoingMessage,
+        Surface, TeamId, UserId,
     },
     slack::{InboundPayload, Interaction},
     store::{
-        ApprovalResult, ApprovalUse, Change, ConversationChange, Decision, Effects, IgnoreReason,
-        ProcessedAs,
+        ApprovalResult, ApprovalUse, Change, ConversationChange, Decision, Effects, Facts,
+        IgnoreReason, ProcessedAs,
     },
 };
 
 /// Type of Slack's buttons for feedback on an answer.
 const FEEDBACK: &str = "feedback_buttons";
+/// Text for a click on a message whose agent was removed.
+const AGENT_REMOVED: &str =
+    "The agent of this message was removed. Send a message to the current agent.";
 /// Maximum characters of stored feedback.
 const FEEDBACK_CHARS: usize = 100;
 
@@ -88,13 +91,35 @@ pub(super) fn decide_approval(input: &Input<'_>) -> Option<Decision> {
     Some(Decision::Apply(Box::new(effects)))
 }
 
+/// Returns the agent to load into `facts.author` for the decision.
+pub(crate) fn author_query(
+    webhook: &Webhook<'_>,
+    facts: &Facts,
+    options: &RoutingOptions,
+) -> Option<(OrgId, AgentId)> {
+    other_author(&Input::new(webhook, facts, &[], options).ok()?)
+}
+
+/// Decides a click on a message of another agent than that of the conversation. Returns `None` for
+/// other webhooks.
+pub(super) fn decide_for_author(input: &Input<'_>) -> Option<Decision> {
+    let InboundPayload::Interaction(interaction) = &input.webhook.inbound else { return None };
+    other_author(input).and_then(|_| decide(input, interaction))
+}
+
 /// Decides a click on a button of an agent's own message. Returns `None` for other interactions.
 pub(super) fn decide(input: &Input<'_>, interaction: &Interaction<'_>) -> Option<Decision> {
     if interaction.kind.get() != Some("block_actions") {
         return None;
     }
     let Click { channel, message_ts: ts, user, .. } = click(input, interaction)?;
-    let agent = input.agent().filter(|agent| agent.mode == AgentMode::Reply)?;
+    let agent = match other_author(input) {
+        Some(_) => input.facts.author.as_ref(),
+        None => Some(input.agent()?),
+    };
+    let Some(agent) = agent.filter(|agent| agent.mode == AgentMode::Reply) else {
+        return other_author(input).and_then(|_| refusal(input));
+    };
     let is_direct = channel.as_str().starts_with('D');
     if !input.is_enabled_on(if is_direct { Surface::Dm } else { Surface::Channel }) {
         return Some(input.ignore(IgnoreReason::SurfaceDisabled));
@@ -118,6 +143,27 @@ pub(super) fn decide(input: &Input<'_>, interaction: &Interaction<'_>) -> Option
         effects.changes.push(Change { action, reply: Box::new(|_| Vec::new()) });
     }
     Some(decision)
+}
+
+/// Returns the agent whose message was clicked, if the conversation has another agent by now. The
+/// metadata of the message names the agent. An app can write such metadata with the connection's
+/// token, so an agent must be one that the connection may be linked to.
+fn other_author(input: &Input<'_>) -> Option<(OrgId, AgentId)> {
+    let InboundPayload::Interaction(interaction) = &input.webhook.inbound else { return None };
+    if interaction.kind.get() != Some("block_actions") || input.options.own_handler {
+        return None;
+    }
+    let (org, id) = interaction.message.0.as_ref()?.agent()?.split_once('/')?;
+    let (org, id): (OrgId, AgentId) = (org.parse().ok()?, id.parse().ok()?);
+    let current = input.agent()?;
+    let is_allowed = input.connection.preview_mode || org == input.connection.org;
+    (is_allowed && (&current.org, &current.id) != (&org, &id)).then_some((org, id))
+}
+
+/// Answers a click on a message whose agent was removed.
+fn refusal(input: &Input<'_>) -> Option<Decision> {
+    let notice = notice(input.webhook, input.connection.team.as_ref(), AGENT_REMOVED)?;
+    Some(input.apply(Effects { messages: vec![notice], ..Effects::new(ProcessedAs::Notice) }))
 }
 
 /// Returns the ids of a click on a message, or `None` if one is missing or malformed.

@@ -21,7 +21,7 @@ pub(crate) use approvals::{
     TOO_MANY as TOO_MANY_APPROVALS, asking as asking_approval, expired as expired_approval,
 };
 pub(crate) use backlog::limit_backlog;
-pub(crate) use clicks::{approval_of, is_feedback};
+pub(crate) use clicks::{approval_of, author_query, is_feedback};
 pub(crate) use commands::clear_command;
 pub(crate) use messages::{
     AgentMessage, agent_message, is_addressed, is_edit_webhook, is_plain_message, new_channel,
@@ -184,6 +184,9 @@ fn decide_input(input: &Input<'_>) -> Decision {
         return refusal.unwrap_or_else(|| deliver_to_worker(input));
     }
     if let Some(decision) = clicks::decide_approval(input) {
+        return decision;
+    }
+    if let Some(decision) = clicks::decide_for_author(input) {
         return decision;
     }
     if let Some(app) = input.app() {

@@ -21,18 +21,22 @@ pub fn postable(message: &Value, mark: Option<&str>) -> Value {
     message_limits::fit(&mut postable);
     if let Some(mark) = mark {
         let mut payload = json!({ "id": mark });
-        if let Some(hops) = message.pointer("/metadata/event_payload/hops").and_then(Value::as_u64)
-        {
+        let field = |name: &str| message.pointer("/metadata/event_payload")?.get(name);
+        if let Some(hops) = field("hops").and_then(Value::as_u64) {
             payload["hops"] = hops.into();
+        }
+        if let Some(agent) = field("agent").and_then(Value::as_str) {
+            payload["agent"] = agent.into();
         }
         postable["metadata"] = json!({ "event_type": EVENT_TYPE, "event_payload": payload });
     }
     postable
 }
 
-/// Returns the metadata of an answer with its number of hops.
-pub fn hops_metadata(hops: i32) -> Value {
-    json!({ "event_type": EVENT_TYPE, "event_payload": { "hops": hops } })
+/// Returns the metadata of an answer: its number of hops, and its agent as
+/// `<organization>/<agent>`, to which clicks on the answer go.
+pub fn answer_metadata(hops: i32, agent: &str) -> Value {
+    json!({ "event_type": EVENT_TYPE, "event_payload": { "hops": hops, "agent": agent } })
 }
 
 /// Returns whether a message in Slack has the mark.

@@ -14,7 +14,7 @@ mod rate_limits;
 
 pub use error::Action;
 pub use message_limits::{TEXT_CHARS_MAX, fit};
-pub use metadata::{has_mark, hops_metadata, postable};
+pub use metadata::{answer_metadata, has_mark, postable};
 pub use metrics::{Reconciliation, SlackMetrics};
 pub use rate_limits::{CallPermit, RateLimits};
 

@@ -77,13 +77,15 @@ fields! {
     #[allow(missing_docs)]
     pub struct Metadata<'a> {
         pub event_type: Text<'a>,
-        pub event_payload: Object<TidegateMetadata>,
+        pub event_payload: Object<TidegateMetadata<'a>>,
     }
 
     /// Metadata that Tidegate attaches to its messages.
     #[allow(missing_docs)]
-    pub struct TidegateMetadata {
+    pub struct TidegateMetadata<'a> {
         pub hops: Number,
+        /// Agent that answered, as `<organization>/<agent>`.
+        pub agent: Text<'a>,
     }
 
     /// Message that an event or a click refers to.
@@ -95,6 +97,7 @@ fields! {
         pub text: Text<'a>,
         pub ts: Text<'a>,
         pub thread_ts: Text<'a>,
+        pub metadata: Object<Metadata<'a>>,
         /// Message of a pin or star.
         pub message: First<Box<Item<'a>>>,
     }
@@ -192,8 +195,7 @@ impl Event<'_> {
     /// Returns the number of Tidegate's replies that led to this message, as counted in its
     /// metadata.
     pub fn hops(&self) -> u64 {
-        let ours = self.metadata.0.as_ref().filter(|m| m.event_type.get() == Some("tidegate"));
-        ours.and_then(|m| m.event_payload.0.as_ref()?.hops.0).unwrap_or(0)
+        self.metadata.0.as_ref().and_then(|m| m.of_tidegate()?.hops.0).unwrap_or(0)
     }
 
     /// Returns the message after and before an edit or deletion.
@@ -202,7 +204,19 @@ impl Event<'_> {
     }
 }
 
+impl Metadata<'_> {
+    /// Returns the metadata that Tidegate attached.
+    fn of_tidegate(&self) -> Option<&TidegateMetadata<'_>> {
+        self.event_payload.0.as_ref().filter(|_| self.event_type.get() == Some("tidegate"))
+    }
+}
+
 impl Item<'_> {
+    /// Returns the agent whose answer this message is, as `<organization>/<agent>`.
+    pub fn agent(&self) -> Option<&str> {
+        self.metadata.0.as_ref()?.of_tidegate()?.agent.get()
+    }
+
     fn message_ts(&self) -> Option<&str> {
         self.ts.get().or_else(|| self.message.0.as_ref()?.ts.get())
     }

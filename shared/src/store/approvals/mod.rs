@@ -2,22 +2,19 @@
 //!
 //! Dispatch adds a row in the transaction that ends the asking delivery. Intake decides it in the
 //! transaction that moves the cursor, under the lock of the row, so that only one click counts, and
-//! enqueues the decision for the agent that asked. Maintenance expires undecided approvals.
+//! enqueues the decision for the agent that asked. Maintenance expires undecided approvals, and
+//! enqueues the decision `expired`.
 
 mod decide;
+mod expire;
 
 pub(super) use decide::decide_approval;
+pub use expire::ExpiredApproval;
 
-use super::{
-    Store, StoreError, column, inconsistent,
-    outbox::{SealedMessages, enqueue_messages},
-    partition_of,
-    pool::with_transaction_timeout,
-};
+use super::{Store, StoreError, inconsistent};
 use crate::{
     domain::{ChannelId, ConnectionId, OutgoingMessage, TeamId, UserId},
     secrets::{KeyRing, SealContext, SealedValue},
-    stream::{DedupKey, Lane},
 };
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, Row, postgres::PgRow};
@@ -28,8 +25,8 @@ const TABLE: &str = "approvals";
 pub const APPROVAL_COLUMN: &str = "approvals.content";
 /// Maximum open approvals of an agent.
 const OPEN_MAX: i64 = 1_000;
-/// Maximum approvals that one step expires.
-const EXPIRED_MAX: i64 = 100;
+/// Decision for the agent when nobody decided in time.
+const EXPIRED: &str = "expired";
 
 /// Decrypted question of an agent to people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +54,9 @@ pub struct ApprovalOption {
 pub struct NewApproval {
     id: String,
     connection: ConnectionId,
+    team: TeamId,
     channel: ChannelId,
+    thread_ts: Option<String>,
     run: String,
     ask: String,
     sealed: String,
@@ -83,8 +82,12 @@ pub struct AskedApproval<'a> {
     pub run: &'a str,
     /// Id that the agent gave its question.
     pub ask: &'a str,
+    /// Workspace.
+    pub team: &'a TeamId,
     /// Conversation.
     pub channel: &'a ChannelId,
+    /// Thread of the message with the buttons.
+    pub thread_ts: Option<&'a str>,
     /// Question.
     pub content: &'a ApprovalContent,
     /// People who may decide. At least one.
@@ -154,21 +157,10 @@ pub struct DecidedApproval {
     pub run: String,
     /// Id that the agent gave its question.
     pub ask: String,
-    /// Id of the chosen option.
+    /// Id of the chosen option, or `expired`.
     pub decision: String,
-    /// Person who decided.
-    pub by: String,
-}
-
-/// Approval that was not decided in time.
-#[derive(Debug)]
-pub struct ExpiredApproval {
-    /// Conversation.
-    pub channel: ChannelId,
-    /// Message with the buttons.
-    pub message_ts: String,
-    /// Question.
-    pub content: ApprovalContent,
+    /// Person who decided. `None` if nobody decided in time.
+    pub by: Option<String>,
 }
 
 impl NewApproval {
@@ -194,7 +186,9 @@ impl Store {
         Ok(NewApproval {
             id,
             connection: delivery.key.connection,
+            team: asked.team.clone(),
             channel: asked.channel.clone(),
+            thread_ts: asked.thread_ts.map(str::to_owned),
             run: asked.run.to_owned(),
             ask: asked.ask.to_owned(),
             sealed,
@@ -210,7 +204,7 @@ impl Store {
         })
     }
 
-    /// Returns the decision of an approval, `None` if it is not decided or was deleted.
+    /// Returns the decision of an approval, `None` if it is open or was deleted.
     pub async fn decided_approval(
         &self,
         connection: ConnectionId,
@@ -218,11 +212,12 @@ impl Store {
     ) -> Result<Option<DecidedApproval>, StoreError> {
         let row = sqlx::query(
             "-- approvals.decided
-             select run_id, ask_id, decision, decided_by from approvals
-              where id = $1 and connection_id = $2 and state = 'decided'",
+             select run_id, ask_id, coalesce(decision, $3) as decision, decided_by from approvals
+              where id = $1 and connection_id = $2 and state in ('decided', 'expired')",
         )
         .bind(id)
         .bind(connection.to_string())
+        .bind(EXPIRED)
         .fetch_optional(&self.pool)
         .await?;
         row.map(|row| {
@@ -254,68 +249,6 @@ impl Store {
         .await?;
         Ok(())
     }
-
-    /// Expires approvals that were not decided in time, and enqueues `message` for each whose
-    /// message is known. Returns their number.
-    pub async fn expire_approvals(
-        &self,
-        message: impl Fn(&ExpiredApproval) -> OutgoingMessage + Send + Sync,
-    ) -> Result<usize, StoreError> {
-        with_transaction_timeout(async {
-            let mut tx = self.pool.begin().await?;
-            let rows = sqlx::query(
-                "-- approvals.expire
-                 update approvals set state = 'expired' where id in (
-                     select id from approvals where state = 'open' and expires_at <= now()
-                      order by expires_at limit $1 for update skip locked)
-                 returning id, connection_id, partition, lane, channel_id, message_ts, content",
-            )
-            .bind(EXPIRED_MAX)
-            .fetch_all(&mut *tx)
-            .await?;
-            let mut messages = SealedMessages::default();
-            for row in &rows {
-                self.push_expired(row, &message, &mut messages)?;
-            }
-            if !messages.is_empty() {
-                let query = sqlx::query(concat!(
-                    "-- approvals.enqueue_expired
-                     with messages as (
-                         select * from unnest($1::bigint[], $2::text[], $3::bigint[],
-                                              $4::smallint[], $5::text[], $6::text[], $7::text[],
-                                              $8::text[])
-                                as u (n, connection_id, lane, partition, channel_key, method,
-                                      dedup_key, request)),
-                     ",
-                    enqueue_messages!(),
-                    " select count(*) from outbox_tails"
-                ));
-                messages.bind(query).execute(&mut *tx).await?;
-            }
-            tx.commit().await?;
-            Ok(rows.len())
-        })
-        .await
-    }
-
-    fn push_expired(
-        &self,
-        row: &PgRow,
-        message: &impl Fn(&ExpiredApproval) -> OutgoingMessage,
-        messages: &mut SealedMessages,
-    ) -> Result<(), StoreError> {
-        let Some(message_ts) = row.try_get("message_ts")? else { return Ok(()) };
-        let id: String = row.try_get("id")?;
-        let connection = column(row, TABLE, &id, "connection_id")?;
-        // A message that this release can't read stays as it is.
-        let Ok(content) = open_content(&self.rings.tokens, row, &id) else { return Ok(()) };
-        let channel = column(row, TABLE, &id, "channel_id")?;
-        let message = message(&ExpiredApproval { channel, message_ts, content });
-        let key = DedupKey::new(connection, "approval", &[id.as_bytes()]);
-        let lane = Lane::from_bits(row.try_get("lane")?);
-        let partition = partition_of(row.try_get("partition")?)?;
-        messages.push(&self.rings.tokens, partition, lane, connection, &key, None, &message)
-    }
 }
 
 /// Adds an approval in the caller's transaction. Returns false if the agent has too many.
@@ -327,8 +260,10 @@ pub(super) async fn add_approval(
     let added = sqlx::query(
         "-- approvals.add
          insert into approvals (id, connection_id, partition, lane, channel_id, org_id, agent_id,
-                                session, run_id, ask_id, content, allowed, expires_at)
-         select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, now() + make_interval(secs => $13)
+                                session, run_id, ask_id, content, allowed, expires_at, team_id,
+                                thread_ts)
+         select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
+                now() + make_interval(secs => $13), $15, $16
           where (select count(*) from (
                     select from approvals where org_id = $6 and agent_id = $7 and state = 'open'
                      limit $14) a) < $14",
@@ -347,6 +282,8 @@ pub(super) async fn add_approval(
     .bind(&new.allowed)
     .bind(new.expires_in.as_secs_f64())
     .bind(OPEN_MAX)
+    .bind(new.team.as_str())
+    .bind(&new.thread_ts)
     .execute(tx)
     .await?;
     Ok(added.rows_affected() > 0)

@@ -49,6 +49,8 @@ pub struct ClaimedDeliveries {
     pub deliveries: Vec<ClaimedDelivery>,
     /// Start of the next claim. `None` if all queues were visited.
     pub last_visited: Option<(Partition, QueueKey)>,
+    /// True if a visited agent has no free slot left and another worker holds one.
+    pub is_contended: bool,
 }
 
 impl Store {
@@ -131,7 +133,7 @@ impl Store {
                                for update skip locked)
                  returning h.org_id, h.agent_id),
              slot as materialized (
-                 select s.org_id, s.agent_id, s.connection_id, s.lane
+                 select s.org_id, s.agent_id, s.connection_id, s.lane, s.worker
                    from agents_of a, lateral (
                        select * from agent_slots s
                         where s.org_id = a.org_id and s.agent_id = a.agent_id
@@ -241,7 +243,8 @@ impl Store {
                     extract(epoch from now() - f.since - p.after_first)::float8 as age,
                     extract(epoch from now() - d.inserted_at - p.after_enqueue)::float8 as waited,
                     null::smallint as last_partition, null::text as last_org,
-                    null::text as last_agent, null::text as last_connection
+                    null::text as last_agent, null::text as last_connection,
+                    null::boolean as contended
                from taken t
                left join deliveries d on d.connection_id = t.connection_id and d.lane = t.lane
                 and d.position = t.head
@@ -262,10 +265,18 @@ impl Store {
              union all
              select null, null, null, null, null, null, null, null, null, null, null, null, null, null,
                     null, null, null, null, null, null, null, null, null, null, null, partition,
-                    org_id, agent_id, connection_id
-               from (select * from visited order by ord desc, org_id desc, agent_id desc,
-                            connection_id desc limit 1) last
-              where (select count(*) from visited) = $8",
+                    org_id, agent_id, connection_id, contended
+               from (select exists (
+                         select from vacant f
+                          where f.free <= (select count(*) from chosen c where c.org_id = f.org_id
+                                              and c.agent_id = f.agent_id)
+                            and exists (select from slot s where s.org_id = f.org_id
+                                           and s.agent_id = f.agent_id and s.worker <> $1)
+                     ) as contended) slots_left
+               left join (select * from visited order by ord desc, org_id desc, agent_id desc,
+                                 connection_id desc limit 1) last
+                      on (select count(*) from visited) = $8
+              where contended or last.partition is not null",
         )
         .bind(request.worker)
         .bind(request.partitions.iter().map(|p| p.number() as i16).collect::<Vec<_>>())
@@ -284,7 +295,11 @@ impl Store {
         .await?;
         let mut claimed = ClaimedDeliveries::default();
         for row in &rows {
-            if let Some(partition) = row.try_get::<Option<i16>, _>("last_partition")? {
+            if let Some(contended) = row.try_get::<Option<bool>, _>("contended")? {
+                claimed.is_contended = contended;
+                let Some(partition) = row.try_get::<Option<i16>, _>("last_partition")? else {
+                    continue;
+                };
                 let key = QueueKey {
                     org: row.try_get("last_org")?,
                     agent: row.try_get("last_agent")?,

@@ -244,7 +244,9 @@ impl Store {
         });
         let query = bind_attempts(sqlx::query(FINISH), &deliveries)
             .bind(outcomes.clone().map(|(outcome, ..)| outcome).collect::<Vec<_>>())
-            .bind(outcomes.clone().map(|(_, reason, _)| reason).collect::<Vec<_>>())
+            .bind(
+                outcomes.clone().map(|(_, reason, _)| reason.map(replace_nul)).collect::<Vec<_>>(),
+            )
             .bind(outcomes.map(|(.., error)| replace_nul(error)).collect::<Vec<_>>());
         let rows = messages.bind(query).bind(message_of).fetch_all(executor).await?;
         fences_held(&rows, finished.len())

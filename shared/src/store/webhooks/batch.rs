@@ -25,7 +25,7 @@ use crate::store::{
 };
 use crate::{
     domain::OutgoingMessage,
-    stream::{self, DedupKey},
+    stream::{self, DedupKey, Envelope},
 };
 
 /// Batch to commit.
@@ -99,6 +99,31 @@ impl Store {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Expires an approval. Enqueues a message, and the delivery of the webhook, if it has one,
+    /// unless the approval was decided meanwhile.
+    pub(in crate::store) async fn expire_approval(
+        &self,
+        approval: &str,
+        message: Option<&OutgoingMessage>,
+        webhook: &DecidedWebhook,
+    ) -> Result<(), StoreError> {
+        let Envelope { partition, lane, connection, dedup_key, .. } = &webhook.envelope;
+        let token = FencingToken { partition: *partition, epoch: 0, generation: 1 };
+        let mut columns = Columns::default();
+        if let Some(message) = message {
+            let ring = &self.rings.tokens;
+            let messages = &mut columns.messages;
+            messages.push(ring, *partition, *lane, *connection, dedup_key, None, message)?;
+        }
+        if let Decision::Apply(effects) = &webhook.decision
+            && let Some(delivery) = &effects.delivery
+        {
+            columns.deliveries.push((webhook, delivery, self.seal_payload(webhook)?));
+        }
+        run_commit(&self.pool, &token, Fence::Expiry { approval }, &columns).await?;
+        Ok(())
     }
 
     async fn commit_fenced(

@@ -60,6 +60,9 @@ pub struct Facts {
     pub conversation: ConversationFacts,
     /// Default agent of the connection.
     pub own_agent: Option<AgentRef>,
+    /// Agent of the clicked message, if another one has the conversation. The caller of
+    /// [`Store::load_facts`] sets it.
+    pub author: Option<AgentRef>,
     /// True if the dedup key is processed.
     pub processed: bool,
     /// True if the trigger is processed.
@@ -261,6 +264,7 @@ fn facts(
             connection,
             conversation: ConversationFacts::default(),
             own_agent: None,
+            author: None,
             processed: row.try_get("processed")?,
             trigger_processed: row.try_get("trigger_processed")?,
             channel_known: false,
@@ -293,6 +297,7 @@ fn facts(
         connection: ConnectionState::Known(Arc::clone(known)),
         conversation,
         own_agent: own_agent.clone(),
+        author: None,
         processed: row.try_get("processed")?,
         trigger_processed: row.try_get("trigger_processed")?,
         channel_known: row.try_get("channel_known")?,
@@ -308,7 +313,7 @@ fn facts(
 }
 
 /// Separates a value that this release can't read from failures of Postgres.
-fn readable<T>(result: Result<T, StoreError>) -> Result<Result<T, String>, StoreError> {
+pub(super) fn readable<T>(result: Result<T, StoreError>) -> Result<Result<T, String>, StoreError> {
     match result {
         Err(error @ StoreError::Inconsistent { .. }) => Ok(Err(error.to_string())),
         result => result.map(Ok),
@@ -377,7 +382,7 @@ fn conversation_facts(
     })
 }
 
-fn policies(
+pub(super) fn policies(
     row: &PgRow,
     key: &str,
     [edits, overlap]: [&'static str; 2],
@@ -390,7 +395,7 @@ fn backlog_facts(row: &PgRow) -> Result<BacklogFacts, StoreError> {
     Ok(BacklogFacts { is_full: row.try_get("is_full")?, ignores: row.try_get("ignores")? })
 }
 
-fn display_name(
+pub(super) fn display_name(
     row: &PgRow,
     column: &str,
     id: &crate::domain::AgentId,

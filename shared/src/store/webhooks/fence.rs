@@ -21,6 +21,8 @@ pub(super) enum Fence<'a> {
     DeadLetter { id: i64 },
     /// Checks the lease of a replay.
     Replay(&'a Replay),
+    /// Expires an undecided approval.
+    Expiry { approval: &'a str },
 }
 
 pub(super) fn fence_cursor<'q>(
@@ -236,6 +238,16 @@ const REPLAY: &str = concat!(
     all_parts!()
 );
 
+const EXPIRE: &str = concat!(
+    "-- approvals.expire
+     with fence as (
+         update approvals set state = 'expired'
+          where id = $4 and state = 'open' and expires_at <= now()
+            and $2::bigint is not null and $5::bigint is null and $6::text is null
+            and $7::timestamptz is null and $8::bigint is null returning 1)",
+    all_parts!()
+);
+
 pub(super) async fn run_commit(
     executor: impl PgExecutor<'_>,
     token: &FencingToken,
@@ -259,6 +271,12 @@ pub(super) async fn run_commit(
         Fence::Replay(replay) => fence_cursor(REPLAY, token)
             .bind(&replay.id)
             .bind(replay.epoch)
+            .bind(None::<&str>)
+            .bind(None::<OffsetDateTime>)
+            .bind(None::<i64>),
+        Fence::Expiry { approval } => fence_cursor(EXPIRE, token)
+            .bind(*approval)
+            .bind(None::<i64>)
             .bind(None::<&str>)
             .bind(None::<OffsetDateTime>)
             .bind(None::<i64>),

@@ -1,5 +1,6 @@
 //! Webhooks: facts for decisions, decisions with their effects, and the commit of intake.
 
+mod agent_ref;
 mod batch;
 mod bindings;
 mod changes;

@@ -7,7 +7,7 @@ use crate::{
 };
 use serde_json::json;
 use shared::{
-    domain::{ChannelId, Destination, OutgoingMessage, UserId},
+    domain::{ChannelId, Destination, OutgoingMessage, TeamId, UserId},
     store::{AskedApproval, Change, ClaimedDelivery, ConversationChange, StoreError},
 };
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -17,6 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct AskPlace<'a> {
     /// Run of the agent that asks for the approval.
     pub run: &'a str,
+    pub team: &'a TeamId,
     pub channel: &'a ChannelId,
     pub thread_ts: Option<&'a str>,
     /// Author of the message that the agent answers.
@@ -45,7 +46,9 @@ pub fn ask_change(
     let asked = AskedApproval {
         run: place.run,
         ask: &ask.id,
+        team: place.team,
         channel: place.channel,
+        thread_ts: place.thread_ts,
         content: &ask.content,
         allowed: &ask.allowed,
         expires_in: ask.expires_in,

@@ -16,6 +16,7 @@ use crate::{
 };
 use serde_json::Value;
 use shared::{
+    domain::Destination,
     runtime::telemetry::ErrorChain,
     slack::InboundPayload,
     store::{Agent, ClaimedDelivery, Connection, ConnectionFacts, RunControlReason, StoreError},
@@ -122,13 +123,20 @@ pub async fn ask(
     };
     let reply = |mut answer| {
         restrict(&mut answer, agent, connection);
-        message.reply(answer, ephemeral, thread)
+        let mut reply = message.reply(answer, ephemeral, thread);
+        // Clicks on the answer go to its agent. Ephemeral messages have no metadata.
+        if let Destination::PostMessage { .. } = reply.to {
+            let name = format!("{}/{}", agent.org, agent.id);
+            reply.message["metadata"]["event_payload"]["agent"] = name.into();
+        }
+        reply
     };
     let messages = answers.into_iter().map(reply).collect();
     let mut completion = Completion::with_messages("completed", messages);
     if let Some(ask) = ask {
         let place = AskPlace {
             run: run.id,
+            team: &message.team,
             channel: &message.channel,
             thread_ts: message.thread_of_reply(thread),
             user: message.user,

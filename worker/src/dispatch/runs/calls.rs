@@ -6,24 +6,20 @@
 
 use super::{
     budget::{CallKind, Feature, UNSUPPORTED},
+    slack_call::{CallOutcome, REFUSED, refused},
     writer::{AppendResult, WriteError, Writer},
 };
 use crate::{
     dispatch::content::{Chunk, render, text_of},
-    slack::{Action, ApiResult, Method, hops_metadata},
+    slack::{Method, answer_metadata},
 };
 use serde_json::{Value, json};
-use shared::{domain::ConnectionStatus, runtime::telemetry::ErrorChain, store::Connection};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// Wait before an ambiguous call is reconciled, since Slack may still process it.
 const AMBIGUITY_WAIT: Duration = Duration::from_secs(2);
-/// Wait after a failure of the connection or its token.
-const CONNECTION_WAIT: Duration = Duration::from_secs(5);
-/// Wait after a call that was not sent.
-const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// Maximum wait for the start of a stream. Above it the segment becomes an edited message.
 const START_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Slack's error codes for an invalid or too large message.
@@ -36,15 +32,6 @@ const FORM_ERRORS: [&str; 6] = [
 const NOT_STREAMING: &str = "message_not_in_streaming_state";
 /// Slack's error code for a stream that a person stopped.
 const STOPPED: &str = "stopped_by_user";
-
-/// Result of a call, after waits for rate limits and the token.
-pub(super) enum CallOutcome {
-    Succeeded(Value),
-    /// Refused, with Slack's error code.
-    Refused(String),
-    /// Sent with an unknown result, for a reason.
-    Ambiguous(String),
-}
 
 impl Writer {
     /// Returns whether the next segment may be a stream.
@@ -126,8 +113,13 @@ impl Writer {
         let mut body = render(&self.content, &self.closing(), Some(&self.mark()));
         body["channel"] = self.target.channel.as_str().into();
         body["thread_ts"] = self.target.thread_ts.as_str().into();
-        body["metadata"]["event_payload"]["hops"] = self.target.hops.into();
+        let payload = &mut body["metadata"]["event_payload"];
+        (payload["hops"], payload["agent"]) = (self.target.hops.into(), self.agent().into());
         self.call(Method::PostMessage, &body).await
+    }
+
+    fn agent(&self) -> String {
+        format!("{}/{}", self.delivery.org, self.delivery.agent)
     }
 
     /// Deletes a message that Slack posted to the channel because its thread was deleted.
@@ -201,12 +193,13 @@ impl Writer {
         }
         let mut body = json!({
             "channel": self.target.channel.as_str(), "ts": self.state.ts,
-            "metadata": hops_metadata(self.target.hops),
+            "metadata": answer_metadata(self.target.hops, &self.agent()),
         });
         let (budgets, id) = (&self.context.budgets, self.delivery.key.connection);
         // Without a status, Slack shows that the agent has ended.
-        let continues =
-            self.state.ended.is_none() && budgets.has(id, Feature::Sessions, Instant::now());
+        let continues = !self.is_last
+            && self.state.ended.is_none()
+            && budgets.has(id, Feature::Sessions, Instant::now());
         let is_suspended =
             self.state.ask.is_some() && budgets.has(id, Feature::Sessions, Instant::now());
         if is_suspended {
@@ -268,95 +261,6 @@ impl Writer {
         }
     }
 
-    /// Calls a method. Waits for rate limits and retries while the token or Slack is unavailable.
-    pub(super) async fn call(
-        &self,
-        method: Method,
-        body: &Value,
-    ) -> Result<CallOutcome, WriteError> {
-        let clients = &self.context.clients;
-        let id = self.delivery.key.connection;
-        loop {
-            let connection = match clients.connections.connection(id).await {
-                Ok(Some(connection)) if connection.status != ConnectionStatus::Revoked => {
-                    connection
-                }
-                Ok(_) => return Err(WriteError::Undeliverable("connection_deleted")),
-                Err(error) => {
-                    warn!(error = %ErrorChain(&error), "failed to load connection of run");
-                    self.wait(RETRY_WAIT).await?;
-                    continue;
-                }
-            };
-            let is_stopped = connection.status == ConnectionStatus::Stopped;
-            let Some(token) = connection.bot_token.as_ref().filter(|_| !is_stopped) else {
-                self.wait(CONNECTION_WAIT).await?;
-                continue;
-            };
-            let permit = match clients.slack.permit(id, method).await {
-                Ok(permit) => permit,
-                Err(wait) => {
-                    self.wait(wait).await?;
-                    continue;
-                }
-            };
-            if !self.term.holds() {
-                return Err(WriteError::Fenced);
-            }
-            let wait = match clients.slack.call(permit, token, body).await {
-                ApiResult::Succeeded(answer) => return Ok(CallOutcome::Succeeded(answer)),
-                ApiResult::Ambiguous(reason) => return Ok(CallOutcome::Ambiguous(reason)),
-                ApiResult::Refused(Action::Reconcile, code) => {
-                    return Ok(CallOutcome::Ambiguous(code));
-                }
-                ApiResult::RateLimited(wait) => wait,
-                ApiResult::NotSent(_) => RETRY_WAIT,
-                ApiResult::Refused(action, code) => {
-                    match self.after_refusal(action, &connection).await {
-                        Some(wait) => wait,
-                        None => return Ok(CallOutcome::Refused(code)),
-                    }
-                }
-            };
-            self.wait(wait).await?;
-        }
-    }
-
-    /// Returns the wait before a retry if the connection or token was refused, `None` if the call
-    /// itself was refused.
-    async fn after_refusal(&self, action: Action, connection: &Connection) -> Option<Duration> {
-        let clients = &self.context.clients;
-        match action {
-            Action::RefreshToken => {
-                let (id, version) = (connection.id, connection.version);
-                if let Ok(true) = clients.store.request_token_refresh(id, version).await {
-                    clients.token_expired.notify_one();
-                    return Some(RETRY_WAIT);
-                }
-                Some(CONNECTION_WAIT)
-            }
-            // The outbox updates the state of the connection, after its next message.
-            Action::Revoke
-            | Action::ConfirmToken
-            | Action::MarkMisconfigured
-            | Action::ReloadToken
-            | Action::Pause
-            | Action::ReportBlockedAddress
-            | Action::Wait
-            | Action::PauseMessages => Some(CONNECTION_WAIT),
-            Action::RefuseTeam
-            | Action::ReportMissingScope
-            | Action::RefuseConversation
-            | Action::Reconcile
-            | Action::Fail => None,
-        }
-    }
-
-    async fn wait(&self, time: Duration) -> Result<(), WriteError> {
-        tokio::time::sleep(time).await;
-        if self.term.holds() { Ok(()) } else { Err(WriteError::Fenced) }
-    }
-
     fn take_budget(&self, kind: CallKind, interval: Duration) -> Result<(), Duration> {
         let id = self.delivery.key.connection;
         self.context.budgets.take(id, kind, interval, Instant::now())
@@ -378,10 +282,12 @@ impl Writer {
     fn undeliverable(&self, method: &str, code: &str) -> WriteError {
         let run = &self.target.run;
         warn!(run, method, code, "answer undeliverable");
-        WriteError::Undeliverable(match code {
-            "message_not_found" | "thread_not_found" | "cant_update_message" => "message_deleted",
-            _ => "refused_by_slack",
-        })
+        match code {
+            "message_not_found" | "thread_not_found" | "cant_update_message" => {
+                WriteError::Undeliverable("message_deleted")
+            }
+            _ => refused(REFUSED, method, code),
+        }
     }
 }
 

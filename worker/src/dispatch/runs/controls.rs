@@ -1,8 +1,10 @@
-//! Run controls that cancel runs of this worker: stops, edits, deletions and interruptions.
+//! Run controls that cancel calls and runs of this worker: stops, edits, deletions and
+//! interruptions.
 //!
 //! A run registers itself before it queries its existing controls, so that none is missed. Then one
 //! query finds the new controls of all runs: when this worker's intake commits a control, and at an
-//! interval for controls that other workers commit.
+//! interval for controls that other workers commit. A call of an agent that has not answered yet
+//! registers itself in the same way.
 
 use super::RunTarget;
 use crate::dispatch::attempt_context::AttemptContext;
@@ -61,6 +63,13 @@ impl CancelReason {
             Self::Timeout => "run_timed_out",
         }
     }
+
+    /// Returns the reason with an outcome, if it is one after which nothing more is shown.
+    pub fn of_outcome(outcome: &str) -> Option<Self> {
+        [Self::Stop, Self::Deleted, Self::Edited, Self::Interrupted, Self::Admin]
+            .into_iter()
+            .find(|reason| reason.outcome() == outcome)
+    }
 }
 
 impl From<RunControlReason> for CancelReason {
@@ -74,7 +83,7 @@ impl From<RunControlReason> for CancelReason {
     }
 }
 
-/// Registered runs of this worker.
+/// Registered calls and runs of this worker.
 #[derive(Debug, Default)]
 pub struct Controls(Mutex<Registered>);
 
@@ -91,28 +100,24 @@ struct RegisteredRun {
     cancelled: watch::Sender<Option<CancelReason>>,
 }
 
-/// Registration of a run. Ends when it is dropped.
-pub struct Registration {
+/// Registration of a call or a run. Ends when it is dropped.
+pub struct Registration<'a> {
     id: u64,
-    context: Arc<AttemptContext>,
+    controls: &'a Controls,
     cancelled: watch::Receiver<Option<CancelReason>>,
 }
 
-impl Registration {
-    /// Registers a run.
-    pub fn new(
-        context: &Arc<AttemptContext>,
-        connection: ConnectionId,
-        target: &RunTarget,
-    ) -> Self {
+impl<'a> Registration<'a> {
+    /// Registers a call or a run.
+    pub fn new(controls: &'a Controls, connection: ConnectionId, target: &RunTarget) -> Self {
         let (sender, cancelled) = watch::channel(None);
         let run = RegisteredRun { connection, target: target.clone(), cancelled: sender };
-        let mut registered = context.controls.registered();
+        let mut registered = controls.registered();
         let id = registered.next;
         registered.next += 1;
         registered.runs.insert(id, run);
         drop(registered);
-        Self { id, context: Arc::clone(context), cancelled }
+        Self { id, controls, cancelled }
     }
 
     /// Waits until a control cancels the run. Returns the reason.
@@ -129,9 +134,9 @@ impl Registration {
     }
 }
 
-impl Drop for Registration {
+impl Drop for Registration<'_> {
     fn drop(&mut self) {
-        self.context.controls.registered().runs.remove(&self.id);
+        self.controls.registered().runs.remove(&self.id);
     }
 }
 

@@ -44,6 +44,7 @@ impl RunEnd {
             Self::Completed(outcome) | Self::Write(WriteError::Undeliverable(outcome)) => outcome,
             Self::Interrupted(_) => "interrupted",
             Self::Write(WriteError::Fenced) => "lost",
+            Self::Write(WriteError::Refused { .. }) => "refused",
         }
     }
 }
@@ -71,16 +72,17 @@ fn start(mut writer: Writer, task: Task) -> Writing {
     })
 }
 
-/// Client that reports the cancellation of a run to its agent.
+/// Client that reports the cancellation of a call or a run to its agent.
 #[derive(Clone, Copy)]
-pub(super) struct Canceller<'a> {
+pub struct Canceller<'a> {
     pub context: &'a AttemptContext,
     pub agent: &'a Agent,
     pub run: &'a str,
 }
 
 impl<'a> Canceller<'a> {
-    fn cancel(self, reason: CancelReason) -> BoxFuture<'a, ()> {
+    /// Reports a cancellation.
+    pub fn cancel(self, reason: CancelReason) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             let Self { context, agent, run } = self;
             let reason = reason.as_str();
@@ -97,7 +99,34 @@ impl<'a> Canceller<'a> {
 
 /// Maximum duration of writes after a run was cancelled or timed out, since Slack may refuse the
 /// calls of a connection for hours.
-const WRITE_WAIT: Duration = Duration::from_secs(30);
+pub(super) const WRITE_WAIT: Duration = Duration::from_secs(30);
+
+/// Ends a run that was cancelled before this attempt wrote to it. Parts that an earlier attempt
+/// stored and did not send are dropped. `agent` is `None` if the agent got the cancellation.
+pub(super) async fn end_cancelled(
+    mut writer: Writer,
+    reason: CancelReason,
+    agent: Option<Canceller<'_>>,
+) -> ExecutionResult {
+    let outcome = reason.outcome();
+    let ending = async {
+        writer.discard_unsent().await?;
+        writer.write(Batch { ended: Some(outcome), ..Batch::default() }).await?;
+        writer.end_segment().await
+    };
+    let cancelling = async {
+        if let Some(agent) = agent {
+            agent.cancel(reason).await;
+        }
+    };
+    let (ended, ()) = tokio::join!(tokio::time::timeout(WRITE_WAIT, ending), cancelling);
+    let end = match ended {
+        Ok(Ok(())) => RunEnd::Completed(outcome),
+        Ok(Err(error)) => RunEnd::Write(error),
+        Err(_) => RunEnd::Write(WriteError::Undeliverable(outcome)),
+    };
+    ExecutionResult { end, last_progress: None, writer: None }
+}
 
 /// Executes a run until the answer is written, cancelled or interrupted. Without a `stream` it only
 /// writes what an earlier attempt stored.
@@ -167,8 +196,9 @@ pub(super) async fn execute(
             (writer, result) = complete(&mut writing) => {
                 writing = None;
                 if let Err(ended) = result {
-                    if is_open && let WriteError::Undeliverable(outcome) = ended {
-                        let is_stop = outcome == CancelReason::Stop.outcome();
+                    if is_open && ended != WriteError::Fenced {
+                        let stopped = WriteError::Undeliverable(CancelReason::Stop.outcome());
+                        let is_stop = ended == stopped;
                         let reason = if is_stop { CancelReason::Stop } else { CancelReason::Deleted };
                         cancelling = Some(agent.cancel(reason));
                     }

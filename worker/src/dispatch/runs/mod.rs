@@ -12,15 +12,20 @@ mod controls;
 mod execution;
 mod lookup;
 mod answer_buffer;
+mod settlement;
+mod slack_call;
 mod writer;
 
 pub use budget::{Budgets, CallKind, Feature, UNSUPPORTED};
-pub use controls::{Controls, watch as watch_controls};
+pub use controls::{CancelReason, Controls, Registration, watch as watch_controls};
+pub use execution::Canceller;
+pub use settlement::settle_stored_run;
 
 use super::{
     agents::{AnswerPolicy, AskPlace, ask_change},
-    attempt::{AttemptOutcome, CallResult, outcome_of},
+    attempt::{AttemptOutcome, CallResult, dead_letter, outcome_of},
     attempt_context::AttemptContext,
+    notices,
     outcome_recorder::RECORD_INTERVAL,
     payloads, retry,
     sessions::ActiveSession,
@@ -31,8 +36,7 @@ use crate::{
     routing::AgentMessage,
 };
 use answer_buffer::AnswerBuffer;
-use controls::{CancelReason, Registration};
-use execution::{Canceller, ExecutionResult, RunEnd, execute};
+use execution::{ExecutionResult, RunEnd, end_cancelled, execute};
 use sha2::{Digest, Sha256};
 use shared::{
     domain::{AgentMode, ChannelId, ConnectionId, HeaderToken, TeamId},
@@ -178,7 +182,7 @@ async fn execute_run(
     let age = begin_run(context, term, &delivery, &target).await?;
     let settings = context.run_settings;
     let id = target.run.clone();
-    let mut registration = Registration::new(context, delivery.key.connection, &target);
+    let mut registration = Registration::new(&context.controls, delivery.key.connection, &target);
     let control = find_control(context, term, &delivery, &target).await;
     let (context_of, term_of) = (Arc::clone(context), Arc::clone(term));
     let (delivery_of, session_of) = (delivery.clone(), Arc::clone(&session));
@@ -202,11 +206,20 @@ async fn execute_run(
         }
     });
     let agent_of = Canceller { context, agent: &agent, run: &id };
-    let ExecutionResult { end, last_progress, writer } =
-        execute(&mut buffer, writer, stream, deadline, cancelled, agent_of, &session).await;
+    let ended_before = writer.state.ended.as_deref();
+    let ended_by = ended_before.map_or(control, CancelReason::of_outcome);
+    let ExecutionResult { end, last_progress, writer } = match ended_by {
+        Some(reason) => {
+            let agent_of = ended_before.is_none().then_some(agent_of);
+            drop(stream); // closes the connection
+            end_cancelled(writer, reason, agent_of).await
+        }
+        None => execute(&mut buffer, writer, stream, deadline, cancelled, agent_of, &session).await,
+    };
     let (seconds, outcome) = (began.elapsed().as_secs(), end.name());
     info!(run = id, seconds, outcome, "run ended");
     info!(target: TRACE_TARGET, outcome, "run ended");
+    let traceparent_of = traceparent.clone();
     let finished = |outcome, change| {
         let outcome = FinishedOutcome::Completed(outcome);
         let (delivery, messages) = (delivery.clone(), Vec::new());
@@ -229,11 +242,20 @@ async fn execute_run(
         }
         RunEnd::Write(WriteError::Undeliverable(outcome)) => Some(finished(outcome, None)),
         RunEnd::Write(WriteError::Fenced) => None,
+        RunEnd::Write(WriteError::Refused { reason, error }) => {
+            let notice = match reason == slack_call::REVOKED {
+                true => None, // it could not be sent
+                false => notices::build_refusal_notice(context, &delivery).await,
+            };
+            let messages = notice.into_iter().collect();
+            Some(dead_letter(delivery, reason, error, messages, traceparent_of))
+        }
         RunEnd::Interrupted(error) => {
             let outcome = after_failure(context, delivery, &agent, error, last_progress).await;
             session.set_continues(matches!(outcome, AttemptOutcome::Postponed(_)));
             // No further attempt ends the message.
             if let (AttemptOutcome::Finished(..), Some(mut writer)) = (&outcome, writer) {
+                writer.is_last = true;
                 let _ = writer.end_segment().await;
             }
             Some(outcome)
@@ -251,6 +273,7 @@ fn approval_change(
 ) -> Result<Option<Change>, StoreError> {
     let place = AskPlace {
         run: &target.run,
+        team: &target.team,
         channel: &target.channel,
         thread_ts: Some(&target.thread_ts),
         user: &target.user,
@@ -258,13 +281,9 @@ fn approval_change(
     ask_change(&context.clients, delivery, &place, ask, policy)
 }
 
-/// Returns the outcome that releases a run when its worker stops. The attempt counts: only attempts
-/// after the first look for a stored run.
-pub fn released_outcome(delivery: ClaimedDelivery) -> AttemptOutcome {
-    released_outcome_after(delivery, Duration::ZERO, "the worker stops".to_owned())
-}
-
-fn released_outcome_after(
+/// Returns the outcome that releases a delivery whose agent may have been called. The attempt
+/// counts: only attempts after the first look for a stored run and for merged messages.
+pub fn released_outcome_after(
     delivery: ClaimedDelivery,
     after: Duration,
     error: String,

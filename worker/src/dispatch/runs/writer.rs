@@ -28,12 +28,14 @@ use tracing::{error, warn};
 const OUTBOX_WAIT: Duration = Duration::from_millis(100);
 
 /// Failure that ends the writing of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WriteError {
     /// The worker lost the lane.
     Fenced,
-    /// The answer was stopped, deleted or refused. The value is the outcome of the delivery.
+    /// The answer was stopped or deleted. The value is the outcome of the delivery.
     Undeliverable(&'static str),
+    /// Slack refuses the answer. The delivery becomes a dead letter.
+    Refused { reason: &'static str, error: String },
 }
 
 /// Content that an agent sent since the last write.
@@ -68,6 +70,8 @@ pub struct Writer {
     pub(super) segment_at: Instant,
     /// Time of the last call that wrote to Slack.
     pub(super) written_at: Option<Instant>,
+    /// True if the delivery ends with the segment, although the stored answer has no end.
+    pub(super) is_last: bool,
 }
 
 impl Writer {
@@ -93,10 +97,12 @@ impl Writer {
             queue: VecDeque::new(),
             segment_at: Instant::now(),
             written_at: None,
+            is_last: false,
         }
     }
 
-    /// Loads the state of an earlier attempt. The caller must call [`Writer::settle`] next.
+    /// Loads the state of an earlier attempt. The caller must call [`Writer::settle`] or
+    /// [`Writer::discard_unsent`] next.
     pub fn adopt(&mut self, stored: StoredRun) {
         self.state = stored.state;
         self.segment_at = Instant::now().checked_sub(stored.segment_age).unwrap_or(self.segment_at);
@@ -139,6 +145,23 @@ impl Writer {
             }
         }
         self.send_queued().await
+    }
+
+    /// Drops the parts that an earlier attempt stored and did not send. Looks up the message of an
+    /// ambiguous start, so that it can be ended.
+    pub async fn discard_unsent(&mut self) -> Result<(), WriteError> {
+        let first = self.queue.pop_front();
+        self.queue.clear();
+        if self.state.segment != SegmentState::Starting {
+            return Ok(());
+        }
+        self.state.segment = SegmentState::None;
+        let Some((n, part)) = first else { return Ok(()) };
+        self.content = part.chunks;
+        match self.find_segment(self.segment_at).await? {
+            Some(ts) => self.opened(n, ts).await,
+            None => Ok(()),
+        }
     }
 
     /// Returns the text of the segment and of the parts to be sent.

@@ -3,7 +3,7 @@
 //! Returns the calls that make Slack show the desired state. Only the newest state is sent: changes
 //! while a call waits need no calls of their own.
 
-use crate::agent_client::Prompt;
+use crate::{agent_client::Prompt, routing::AgentMessage};
 use shared::domain::{ChannelId, ConnectionId};
 use std::{collections::HashMap, time::Duration};
 use tokio::time::Instant;
@@ -20,6 +20,14 @@ pub struct SessionKey {
     pub channel: ChannelId,
     /// Timestamp of the first message of the thread.
     pub thread_ts: String,
+}
+
+impl SessionKey {
+    /// Returns the key of the thread in which a message is answered.
+    pub fn new(connection: ConnectionId, message: &AgentMessage<'_>) -> Self {
+        let (channel, thread_ts) = (message.channel.clone(), message.root_ts().to_owned());
+        Self { connection, channel, thread_ts }
+    }
 }
 
 /// Call that changes what Slack shows.

@@ -84,6 +84,31 @@ fn delivers_to_agent() {
     ]);
 }
 
+/// A click goes to the agent of the message, which the conversation may no longer be linked to.
+#[test]
+fn delivers_to_author() {
+    let by = |agent: &str, kind: &str| {
+        let payload = json!({ "event_type": kind, "event_payload": { "hops": 1, "agent": agent } });
+        let message = json!({ "ts": "1.2", "thread_ts": "1.1", "metadata": payload });
+        click(json!({ "message": message }), button("go", "1"))
+    };
+    let to_author = "delivery: to acme/sales s1 interactive";
+    let refused = "notice: response_url The agent of this message was removed. \
+        Send a message to the current agent.";
+    check(&[
+        (by("acme/sales", "tidegate"), &[author], to_author),
+        (by("acme/sales", "tidegate"), &[author, app_here], to_author),
+        (by("acme/sales", "tidegate"), &[author, no_agent], "ignore not_a_message, addressed"),
+        (by("acme/sales", "tidegate"), &[author, own_handler], TO_WORKER),
+        (by("acme/sales", "tidegate"), &[], refused),
+        (by("acme/sales", "tidegate"), &[author_app], refused),
+        (by("acme/support", "tidegate"), &[], TO_APP_FIRST),
+        (by("acme/sales", "other"), &[author], TO_APP_FIRST),
+        (by("other/sales", "tidegate"), &[author], TO_APP_FIRST),
+        (by("x", "tidegate"), &[author], TO_APP_FIRST),
+    ]);
+}
+
 #[test]
 fn delivers_edits() {
     let text = |text: &str| json!({ "text": text });

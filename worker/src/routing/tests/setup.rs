@@ -93,6 +93,7 @@ pub(super) fn setup(tweaks: &[Tweak]) -> Setup {
         connection,
         conversation,
         own_agent: agent,
+        author: None,
         processed: false,
         trigger_processed: false,
         channel_known: false,
@@ -178,6 +179,8 @@ tweaks! {
     ignores: |s| s.facts.backlog.ignores = true;
     circuit_open: |s| s.facts.is_notice_due = true;
     app_here: |s| s.facts.conversation.agent = Some(agent("app", "App", AgentMode::Forward));
+    author: |s| s.facts.author = Some(agent("sales", "Sales", AgentMode::Reply));
+    author_app: |s| s.facts.author = Some(agent("sales", "Sales", AgentMode::Forward));
     agents_acme: |s| s.named_agents.push(named("acme", "sales"));
     agents_all: |s| s.named_agents.extend([named("acme", "sales"), named("acme", "support")]);
     agents_both: |s| s.named_agents.extend([named("acme", "sales"), named("other", "sales")]);
