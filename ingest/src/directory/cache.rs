@@ -5,12 +5,12 @@
 //!
 //! A tombstone refuses older versions of its key. The cache forgets it after an hour, so that
 //! deletions do not fill the memory. No older version is applied later: `follower` receives the
-//! messages of a key in order, and a lookup that read the bucket before the deletion has ended after
-//! its timeout of a second. Lookups of a forgotten key read the bucket like those of an unknown key,
+//! messages of a key in order, and a lookup that read the bucket before the deletion ends after its
+//! timeout of a second. Lookups of a forgotten key read the bucket like those of an unknown key,
 //! with the same result as before: no connection.
 //!
-//! A recreated bucket gets its entries from Postgres, so it has no deleted connections. A bucket that
-//! was restored from a backup may have some. They are then known until a worker writes their
+//! A recreated bucket gets its entries from Postgres, so it has no deleted connections. A bucket
+//! that was restored from a backup may have some. They are then known until a worker writes their
 //! tombstones, as to an ingest that has just started.
 
 use super::SigningKey;

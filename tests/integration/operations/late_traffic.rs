@@ -98,7 +98,8 @@ async fn deletes_old_tombstones() {
         (count(&env, tombstone, &old.connection.to_string()).await == 0).then_some(())
     })
     .await;
-    let emptied = "select count(*) from deleted_connections where id = $1 and emptied_at is not null";
+    let emptied =
+        "select count(*) from deleted_connections where id = $1 and emptied_at is not null";
     eventually("the recent one is kept", WITHIN, async || {
         (count(&env, emptied, &recent.connection.to_string()).await == 1).then_some(())
     })
