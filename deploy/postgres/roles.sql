@@ -61,7 +61,7 @@ begin
         ('connections',         'tidegate_worker',   'select, update'),
         ('link_codes',          'tidegate_worker',   'select, update'),
         -- Tombstones are written by a trigger, whoever deletes.
-        ('deleted_connections', 'tidegate_worker',   'select, update (purged_at, emptied_at)'),
+        ('deleted_connections', 'tidegate_worker',   'select, update (purged_at, emptied_at), delete'),
         ('deleted_connections', 'tidegate_operator', 'select'),
         -- There are 64 partitions; workers own them, nobody else.
         ('partition_cursors',   'tidegate_worker',   'select, update'),

@@ -231,15 +231,18 @@ end $$;
 create trigger connections_record_status after insert or update on connections
     for each row execute function connections_record_status();
 
--- Tombstones: webhooks of a deleted connection are ignored, those of an unknown one become dead letters.
+-- Tombstones: webhooks of a deleted connection are ignored, those of an unknown one become dead letters. Retention deletes
+-- them after 30 days: the stream keeps webhooks for 14 days.
 create table deleted_connections (
     id          text primary key,
     deleted_at  timestamptz not null default now(),
     -- Time at which a worker purged the webhooks from the stream.
     purged_at   timestamptz,
     -- Time at which a worker found no traffic, a day or more after the deletion: no more arrives.
-    emptied_at  timestamptz
+    emptied_at  timestamptz,
+    check (emptied_at is null or purged_at is not null)
 );
+create index deleted_connections_emptied on deleted_connections (deleted_at) where emptied_at is not null;
 create index deleted_connections_unemptied on deleted_connections (deleted_at, id) where emptied_at is null;
 create index deleted_connections_unpurged on deleted_connections (deleted_at) where purged_at is null;
 

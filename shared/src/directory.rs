@@ -4,8 +4,11 @@
 //! are connection ids, and for the shared route `app.<app>`, `team.<app>.<team>`,
 //! `enterprise.<app>.<enterprise>` and `preview.<app>`. Writes use compare-and-swap and require a
 //! newer version, so that writers may race and repeat. Signing secrets are sealed. Tokens are never
-//! in the directory. A deleted connection leaves a tombstone, so that a late writer with an older
-//! version can't restore it.
+//! in the directory. Deleted connections and apps, and teams without a connection, leave a
+//! tombstone, so that a late writer with an older version can't restore them. NATS removes a
+//! tombstone [`TOMBSTONE_TTL`] after it was written. No process can then have an older version,
+//! unless it was stopped for that long; the directory sync writes another tombstone for what such a
+//! process restores.
 //!
 //! Writers commit to Postgres first and project after the commit. The directory sync of the workers
 //! repairs missed projections.
@@ -17,6 +20,7 @@ use crate::{
 };
 use async_nats::jetstream::{
     self, kv,
+    message::PublishMessage,
     stream::{LastRawMessageError, LastRawMessageErrorKind},
 };
 use bytes::Bytes;
@@ -29,6 +33,9 @@ pub const SIGNING_SECRET_COLUMN: &str = "connections.signing_secret";
 
 /// Column that a signing secret of an app is sealed for.
 pub const APP_SIGNING_SECRET_COLUMN: &str = "apps.signing_secret";
+
+/// Time after which NATS removes a tombstone. Those in Postgres are kept as long.
+pub const TOMBSTONE_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Prefix of the keys of apps.
 const APP_PREFIX: &str = "app.";
@@ -51,12 +58,28 @@ pub enum AppEntry {
     },
 }
 
+/// Value of the bucket.
+trait Entry: Serialize + for<'de> Deserialize<'de> {
+    fn version(&self) -> i64;
+    fn is_tombstone(&self) -> bool;
+}
+
 impl AppEntry {
     /// Returns the version.
     pub fn version(&self) -> i64 {
         match self {
             AppEntry::Known { version, .. } | AppEntry::Deleted { version } => *version,
         }
+    }
+}
+
+impl Entry for AppEntry {
+    fn version(&self) -> i64 {
+        self.version()
+    }
+
+    fn is_tombstone(&self) -> bool {
+        matches!(self, AppEntry::Deleted { .. })
     }
 }
 
@@ -121,6 +144,16 @@ pub struct TeamEntry {
     pub connection: Option<ConnectionId>,
 }
 
+impl Entry for TeamEntry {
+    fn version(&self) -> i64 {
+        self.version
+    }
+
+    fn is_tombstone(&self) -> bool {
+        self.connection.is_none()
+    }
+}
+
 impl ConnectionRecord {
     /// Returns the key of the connection's team on the shared route.
     pub fn team_key(&self) -> String {
@@ -147,6 +180,16 @@ impl DirectoryEntry {
     }
 }
 
+impl Entry for DirectoryEntry {
+    fn version(&self) -> i64 {
+        self.version()
+    }
+
+    fn is_tombstone(&self) -> bool {
+        matches!(self, DirectoryEntry::Deleted { .. })
+    }
+}
+
 /// Returns the key of an installation on the shared route. A workspace's key has no enterprise:
 /// Slack does not always name it. Ids contain no dots, so that keys are unambiguous.
 pub fn team_key(app: &AppId, enterprise: Option<&EnterpriseId>, team: Option<&TeamId>) -> String {
@@ -160,6 +203,7 @@ pub fn team_key(app: &AppId, enterprise: Option<&EnterpriseId>, team: Option<&Te
 /// Writer of the directory.
 #[derive(Clone)]
 pub struct Directory {
+    js: jetstream::Context,
     bucket: kv::Store,
     ingests: kv::Store,
 }
@@ -200,7 +244,7 @@ impl Directory {
             js.get_key_value(DIRECTORY_BUCKET).await.map_err(failed("open bucket connections"))?;
         let ingests =
             js.get_key_value(INGESTS_BUCKET).await.map_err(failed("open bucket ingests"))?;
-        Ok(Self { bucket, ingests })
+        Ok(Self { js: js.clone(), bucket, ingests })
     }
 
     /// Writes the entries of a connection and its team, unless the bucket has the same or a newer
@@ -219,24 +263,22 @@ impl Directory {
         let mut revision = 0;
         if let Some(key) = &new_key {
             let routed = TeamEntry { version, connection: Some(id) };
-            revision = self.write(key, version, &routed, |team| team.version).await?;
+            revision = self.write(key, &routed).await?;
         }
         if let Some(old_key) = old_key.filter(|old_key| Some(old_key) != new_key.as_ref()) {
             let current = self.read::<TeamEntry>(&old_key).await?;
             if current.is_some_and(|(team, _)| team.connection == Some(id)) {
                 let unrouted = TeamEntry { version, connection: None };
-                let cleared = self.write(&old_key, version, &unrouted, |team| team.version).await?;
-                revision = revision.max(cleared);
+                revision = revision.max(self.write(&old_key, &unrouted).await?);
             }
         }
-        let own = self.write(&id.to_string(), version, entry, DirectoryEntry::version).await?;
-        Ok(revision.max(own))
+        Ok(revision.max(self.write(&id.to_string(), entry).await?))
     }
 
     /// Writes the entry of an app, unless the bucket has the same or a newer version. Returns the
     /// revision of the bucket that includes the change.
     pub async fn project_app(&self, id: &AppId, entry: &AppEntry) -> Result<u64, DirectoryError> {
-        self.write(&app_key(id), entry.version(), entry, AppEntry::version).await
+        self.write(&app_key(id), entry).await
     }
 
     /// Returns the apps whose entry is not a tombstone.
@@ -326,33 +368,36 @@ impl Directory {
         Ok(Some((value, revision)))
     }
 
-    async fn write<T: Serialize + for<'de> Deserialize<'de>>(
-        &self,
-        key: &str,
-        version: i64,
-        value: &T,
-        version_of: impl Fn(&T) -> i64,
-    ) -> Result<u64, DirectoryError> {
-        let bytes: bytes::Bytes =
+    async fn write<T: Entry>(&self, key: &str, value: &T) -> Result<u64, DirectoryError> {
+        let bytes: Bytes =
             serde_json::to_vec(value).map_err(failed("serialize a directory entry"))?.into();
         let mut last: BoxError = "not attempted".into();
         for _ in 0..SWAPS_MAX {
-            let written = match self.read::<T>(key).await? {
-                Some((current, revision)) if version_of(&current) >= version => {
+            let expected = match self.read::<T>(key).await? {
+                Some((current, revision)) if current.version() >= value.version() => {
                     return Ok(revision);
                 }
-                Some((_, revision)) => {
-                    self.bucket.update(key, bytes.clone(), revision).await.map_err(BoxError::from)
-                }
-                // The client's `create` reads from any replica after a conflict.
-                None => self.bucket.update(key, bytes.clone(), 0).await.map_err(BoxError::from),
+                current => current.map_or(0, |(_, revision)| revision),
             };
-            match written {
+            // The client's bucket has no update with a TTL, and its `create` reads from any replica
+            // after a conflict.
+            let mut message = PublishMessage::build()
+                .payload(bytes.clone())
+                .expected_last_subject_sequence(expected);
+            if value.is_tombstone() {
+                message = message.ttl(TOMBSTONE_TTL);
+            }
+            match self.publish(key, message).await {
                 Ok(revision) => return Ok(revision),
                 Err(error) => last = error,
             }
         }
         Err(DirectoryError { action: "write a directory entry", source: last })
+    }
+
+    async fn publish(&self, key: &str, message: PublishMessage) -> Result<u64, BoxError> {
+        let subject = format!("{}{key}", self.bucket.prefix);
+        Ok(self.js.send_publish(subject, message).await?.await?.sequence)
     }
 }
 

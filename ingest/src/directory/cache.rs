@@ -2,6 +2,16 @@
 //!
 //! Entries may be applied in any order and repeatedly: the newest version wins. An entry that fails
 //! to decode is logged and skipped.
+//!
+//! A tombstone refuses older versions of its key. The cache forgets it after an hour, so that
+//! deletions do not fill the memory. No older version is applied later: `follower` receives the
+//! messages of a key in order, and a lookup that read the bucket before the deletion ends after its
+//! timeout of a second. Lookups of a forgotten key read the bucket like those of an unknown key,
+//! with the same result as before: no connection.
+//!
+//! A recreated bucket gets its entries from Postgres, so it has no deleted connections. A bucket
+//! that was restored from a backup may have some. They are then known until a worker writes their
+//! tombstones, as to an ingest that has just started.
 
 use super::SigningKey;
 use shared::{
@@ -14,10 +24,17 @@ use shared::{
     slack::InboundPayload,
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
 };
+use tokio::time::Instant;
 use tracing::warn;
+
+/// Time after which a tombstone is forgotten.
+const TOMBSTONE_CACHE_PERIOD: Duration = Duration::from_secs(3600);
+/// Maximum number of tombstones that are forgotten at once: webhooks wait for the lock.
+const FORGOTTEN_MAX: usize = 1_000;
 
 /// Connection with unsealed signing secrets.
 #[derive(Debug)]
@@ -96,6 +113,47 @@ struct Entries {
     connections: HashMap<ConnectionId, CachedConnection>,
     apps: HashMap<AppId, CachedApp>,
     teams: HashMap<String, TeamEntry>,
+    /// Tombstones in the order in which they were applied.
+    tombstones: VecDeque<Tombstone>,
+}
+
+struct Tombstone {
+    applied_at: Instant,
+    key: Key,
+    version: i64,
+}
+
+enum Key {
+    Connection(ConnectionId),
+    App(AppId),
+    Team(String),
+}
+
+impl Entries {
+    fn add_tombstone(&mut self, key: Key, version: i64) {
+        self.tombstones.push_back(Tombstone { applied_at: Instant::now(), key, version });
+    }
+
+    /// Removes a tombstone, unless a newer version has replaced it.
+    fn forget(&mut self, Tombstone { key, version, .. }: Tombstone) {
+        match key {
+            Key::Connection(id) => {
+                if self.connections.get(&id).is_some_and(|cached| cached.version() == version) {
+                    self.connections.remove(&id);
+                }
+            }
+            Key::App(id) => {
+                if self.apps.get(&id).is_some_and(|cached| cached.version() == version) {
+                    self.apps.remove(&id);
+                }
+            }
+            Key::Team(key) => {
+                if self.teams.get(&key).is_some_and(|cached| cached.version == version) {
+                    self.teams.remove(&key);
+                }
+            }
+        }
+    }
 }
 
 enum CachedApp {
@@ -221,13 +279,30 @@ impl Cache {
         };
         let mut entries = self.write();
         if entries.connections.get(&id).is_none_or(|cached| cached.version() < new.version()) {
+            if let CachedConnection::Deleted { version } = new {
+                entries.add_tombstone(Key::Connection(id), version);
+            }
             entries.connections.insert(id, new);
+        }
+    }
+
+    /// Forgets tombstones that were applied [`TOMBSTONE_CACHE_PERIOD`] ago, at most
+    /// [`FORGOTTEN_MAX`].
+    pub fn forget_tombstones(&self) {
+        let mut entries = self.write();
+        for _ in 0..FORGOTTEN_MAX {
+            let is_due = |next: &mut Tombstone| next.applied_at.elapsed() >= TOMBSTONE_CACHE_PERIOD;
+            let Some(tombstone) = entries.tombstones.pop_front_if(is_due) else { return };
+            entries.forget(tombstone);
         }
     }
 
     fn apply_team(&self, key: &str, team: TeamEntry) {
         let mut entries = self.write();
         if entries.teams.get(key).is_none_or(|cached| cached.version < team.version) {
+            if team.connection.is_none() {
+                entries.add_tombstone(Key::Team(key.to_owned()), team.version);
+            }
             entries.teams.insert(key.to_owned(), team);
         }
     }
@@ -243,6 +318,9 @@ impl Cache {
         };
         let mut entries = self.write();
         if entries.apps.get(&id).is_none_or(|cached| cached.version() < new.version()) {
+            if let CachedApp::Deleted { version } = new {
+                entries.add_tombstone(Key::App(id.clone()), version);
+            }
             entries.apps.insert(id, new);
         }
     }
@@ -292,6 +370,7 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::time::advance;
 
     const OWN: &str = "00000000000000000000000000000001";
     const OF_APP: &str = "00000000000000000000000000000002";
@@ -340,5 +419,87 @@ mod tests {
         let cache = Cache::new(right);
         apply_app(&cache, &wrong);
         assert!(cache.opens_no_secret(), "the secret of the app does not open");
+    }
+
+    const ID: &str = "0123456789abcdef0123456789abcdef";
+
+    fn known(version: i64) -> String {
+        let record = ConnectionRecord {
+            version,
+            status: ConnectionStatus::Active,
+            app: "A1".parse().expect("an id"),
+            enterprise: None,
+            team: Some("T1".parse().expect("an id")),
+            preview_mode: false,
+            signing_secrets: Vec::new(),
+        };
+        serde_json::to_string(&DirectoryEntry::Known(record)).expect("JSON")
+    }
+
+    fn deleted(version: i64) -> String {
+        serde_json::to_string(&DirectoryEntry::Deleted { version }).expect("JSON")
+    }
+
+    /// Returns whether the cache has a connection, `None` if it has neither it nor its tombstone.
+    fn connection(cache: &Cache) -> Option<bool> {
+        cache.connection(ID.parse().expect("an id")).map(|cached| cached.is_some())
+    }
+
+    /// A tombstone of each kind refuses older versions for an hour, and is forgotten after it.
+    #[tokio::test(start_paused = true)]
+    async fn forgets_tombstones_after_an_hour() {
+        let cache = Cache::new(KeyRing::default());
+        let app = "A1".parse().expect("an id");
+        cache.apply(ID, known(1).as_bytes());
+        cache.apply(ID, deleted(2).as_bytes());
+        advance(TOMBSTONE_CACHE_PERIOD / 2).await;
+        cache.apply("team.A1.T1", br#"{"version":2,"connection":null}"#);
+        cache.apply("app.A1", br#"{"is":"deleted","version":3}"#);
+        advance(TOMBSTONE_CACHE_PERIOD / 2 - Duration::from_secs(1)).await;
+        cache.forget_tombstones();
+        cache.apply(ID, known(1).as_bytes());
+        assert_eq!(connection(&cache), Some(false), "the older version is refused");
+        advance(Duration::from_secs(1)).await;
+        cache.forget_tombstones();
+        assert_eq!(connection(&cache), None);
+        assert_eq!(cache.team_connection("team.A1.T1"), Some(None), "applied half an hour later");
+        assert!(matches!(cache.app(&app), Some(None)));
+        advance(TOMBSTONE_CACHE_PERIOD / 2).await;
+        cache.forget_tombstones();
+        assert_eq!(cache.team_connection("team.A1.T1"), None);
+        assert!(cache.app(&app).is_none());
+        assert!(cache.read().tombstones.is_empty());
+    }
+
+    /// A newer version of a key stays when its older tombstone is due.
+    #[tokio::test(start_paused = true)]
+    async fn keeps_newer_versions_than_tombstones() {
+        let cache = Cache::new(KeyRing::default());
+        cache.apply(ID, deleted(2).as_bytes());
+        cache.apply(ID, known(3).as_bytes());
+        cache.apply("team.A1.T1", br#"{"version":2,"connection":null}"#);
+        let routed = format!(r#"{{"version":3,"connection":"{ID}"}}"#);
+        cache.apply("team.A1.T1", routed.as_bytes());
+        advance(TOMBSTONE_CACHE_PERIOD).await;
+        cache.forget_tombstones();
+        assert_eq!(connection(&cache), Some(true));
+        assert!(matches!(cache.team_connection("team.A1.T1"), Some(Some(_))));
+        assert!(cache.read().tombstones.is_empty());
+    }
+
+    /// Many due tombstones are forgotten in steps, and repeated ones are queued once.
+    #[tokio::test(start_paused = true)]
+    async fn forgets_tombstones_in_steps() {
+        let cache = Cache::new(KeyRing::default());
+        for n in 0..FORGOTTEN_MAX + 1 {
+            for _ in 0..2 {
+                cache.apply(&format!("{n:032x}"), deleted(1).as_bytes());
+            }
+        }
+        advance(TOMBSTONE_CACHE_PERIOD).await;
+        cache.forget_tombstones();
+        assert_eq!(cache.read().connections.len(), 1);
+        cache.forget_tombstones();
+        assert!(cache.read().connections.is_empty() && cache.read().tombstones.is_empty());
     }
 }

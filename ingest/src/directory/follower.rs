@@ -7,6 +7,7 @@
 //! end, and only then trusts the cache.
 
 use super::{Directory, DirectoryUnavailableError, unavailable};
+use shared::directory::read_from_leader;
 use shared::stream::{DIRECTORY_BUCKET, INGEST_TTL, ReaderEvent, StreamReader};
 use std::{sync::atomic::Ordering, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
@@ -25,7 +26,8 @@ const _: () =
     assert!(REPORT_INTERVAL.as_millis() * 3 + TRUST_MARGIN.as_millis() < INGEST_TTL.as_millis());
 
 impl Directory {
-    /// Applies the bucket and its changes to the cache until `stop` is cancelled.
+    /// Applies the bucket and its changes to the cache until `stop` is cancelled. Forgets old
+    /// tombstones after each event of the reader, which reports every few seconds.
     pub async fn follow(self, stop: CancellationToken) {
         let prefix = format!("$KV.{DIRECTORY_BUCKET}.");
         let reader = format!("directory-{}", self.0.ingest_name);
@@ -56,6 +58,7 @@ impl Directory {
                     }
                 }
             }
+            self.0.cache.forget_tombstones();
         }
     }
 
@@ -110,9 +113,10 @@ impl Directory {
 
     /// Waits until every entry that the bucket holds now is applied.
     async fn wait_for_end_of_bucket(&self) -> Result<(), DirectoryUnavailableError> {
-        let stream = self.0.js.get_stream(format!("KV_{DIRECTORY_BUCKET}"));
-        let stream = timeout(REQUEST_TIMEOUT, stream).await.map_err(unavailable)?;
-        let end = stream.map_err(unavailable)?.cached_info().state.last_sequence;
+        // Not the stream's last sequence: NATS may have removed that entry, a tombstone.
+        let last = read_from_leader(&self.0.buckets().await?.connections, ">");
+        let last = timeout(REQUEST_TIMEOUT, last).await.map_err(unavailable)?;
+        let end = last.map_err(unavailable)?.map_or(0, |(_, revision)| revision);
         let mut revision = self.0.revision.subscribe();
         let applied =
             revision.wait_for(|revision| revision.is_some_and(|revision| revision >= end));

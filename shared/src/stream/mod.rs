@@ -132,6 +132,25 @@ fn config(replicas: usize, max_bytes: i64) -> Config {
     }
 }
 
+/// Returns the configuration of the directory's bucket. The client's `kv::Config` allows messages
+/// that expire only with markers of their expiry, which writers of a key would have to replace.
+fn directory_config(replicas: usize) -> Config {
+    Config {
+        name: format!("KV_{DIRECTORY_BUCKET}"),
+        description: Some("Directory: connections for ingest".into()),
+        subjects: vec![format!("$KV.{DIRECTORY_BUCKET}.>")],
+        storage: StorageType::File,
+        num_replicas: replicas,
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        allow_message_ttl: true,
+        allow_direct: true,
+        allow_rollup: true,
+        deny_delete: true,
+        ..Config::default()
+    }
+}
+
 /// Returns the names of the settings of a stream that differ from the required configuration,
 /// except for replicas and size.
 pub fn differences(current: &Config) -> Vec<&'static str> {
@@ -171,15 +190,9 @@ pub async fn provision(js: &jetstream::Context, sizing: StreamSize) -> Result<()
     let replicas = sizing.replicas.unwrap_or(replicas);
     let stream = config(replicas, sizing.max_bytes.unwrap_or(max_bytes));
     js.create_or_update_stream(stream).await.map_err(failed("create stream SLACK_IN"))?;
-    js.create_or_update_key_value(kv::Config {
-        bucket: DIRECTORY_BUCKET.into(),
-        description: "Directory: connections for ingest".into(),
-        history: 1,
-        num_replicas: replicas,
-        ..kv::Config::default()
-    })
-    .await
-    .map_err(failed("create bucket connections"))?;
+    js.create_or_update_stream(directory_config(replicas))
+        .await
+        .map_err(failed("create bucket connections"))?;
     js.create_or_update_key_value(kv::Config {
         bucket: INGESTS_BUCKET.into(),
         description: "Applied directory revision of each ingest".into(),

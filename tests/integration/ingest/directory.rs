@@ -1,11 +1,15 @@
 //! Directory of every ingest: it is current, also during outages.
 
+use async_nats::{header::NATS_MESSAGE_TTL, jetstream::message::PublishMessage};
 use shared::{
-    directory::{Directory, DirectoryEntry, app_key, team_key},
+    directory::{AppEntry, Directory, DirectoryEntry, TOMBSTONE_TTL, app_key, team_key},
     domain::AppId,
     runtime::config,
 };
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 use tests::{
     eventually::eventually,
     slack::webhook::Webhook,
@@ -120,6 +124,77 @@ async fn rejects_older_write_after_delete() {
     directory.project(app.connection, &old).await.expect("refused without an error");
     assert_eq!(directory.entry(app.connection).await.expect("read"), Some(gone));
     assert_eq!(status(&env, 0, &app, &app.secret).await, 404);
+}
+
+/// NATS removes tombstones of connections, teams and apps in time. Until then they refuse older
+/// versions. Ingests that have a tombstone and ingests that don't answer alike.
+#[tokio::test]
+async fn removes_tombstones_in_time() {
+    let mut env = TestEnv::start(INGEST_ONLY).await.expect("a test environment");
+    let app = env.connect_as(|new| new.app = SHARED_APP.parse().expect("an id")).await;
+    let app = app.expect("a connection");
+    let other = env.connect().await.expect("another connection");
+    let js = config::jetstream(env.client().clone());
+    let directory = Directory::open(&js).await.expect("the directory");
+    let old = env.store.directory_entry(app.connection).await.expect("a row").expect("there");
+    let other_app: AppId = "A0GONE".parse().expect("an id");
+    let keys = [app.connection.to_string(), old.team_key().expect("a team"), app_key(&other_app)];
+    let stream = js.get_stream("KV_connections").await.expect("the bucket");
+    let last = async |key: &str| {
+        stream.get_last_raw_message_by_subject(&format!("$KV.connections.{key}")).await
+    };
+    for key in &keys[..2] {
+        let message = last(key).await.expect("an entry");
+        assert!(message.headers.get(NATS_MESSAGE_TTL).is_none(), "{key}: {message:?}");
+    }
+    let gone = DirectoryEntry::Deleted { version: old.version() + 1 };
+    directory.project(app.connection, &gone).await.expect("written");
+    let deleted_app = AppEntry::Deleted { version: 2 };
+    let revision = directory.project_app(&other_app, &deleted_app).await.expect("written");
+    directory.wait_until_applied(revision, TIMEOUT).await.expect("in force");
+    directory.project(app.connection, &old).await.expect("refused without an error");
+    let known = AppEntry::Known { version: 1, signing_secrets: Vec::new() };
+    directory.project_app(&other_app, &known).await.expect("refused without an error");
+    assert_eq!(directory.identity().await.expect("the bucket").1, revision, "nothing is written");
+
+    // The same tombstones again, for a second.
+    for key in &keys {
+        let message = last(key).await.expect("a tombstone");
+        let ttl = message.headers.get(NATS_MESSAGE_TTL).map(|ttl| ttl.to_string());
+        assert_eq!(ttl, Some(TOMBSTONE_TTL.as_secs().to_string()), "{key}");
+        let short = PublishMessage::build().payload(message.payload).ttl(Duration::from_secs(1));
+        let sent = js.send_publish(format!("$KV.connections.{key}"), short).await.expect("sent");
+        sent.await.expect("stored");
+    }
+    eventually("the tombstones are gone", TIMEOUT, async || {
+        let mut left = 0;
+        for key in &keys {
+            left += usize::from(last(key).await.is_ok());
+        }
+        (left == 0).then_some(())
+    })
+    .await;
+    assert_eq!(directory.connections().await.expect("read"), [other.connection]);
+    let started = Instant::now();
+    env.start_ingest().await.expect("an ingest without the tombstones");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert_eq!(status(&env, 1, &other, &other.secret).await, 200);
+    for shared in [false, true] {
+        let mut answers = Vec::new();
+        for ingest in &env.ingests {
+            let webhook = Webhook::message(&env.slack, &app, "C1", "U1", "hello");
+            let (url, secret) = match shared {
+                false => (ingest.url(&app), &app.secret),
+                true => (ingest.path("/slack/events"), &env.shared_secret),
+            };
+            let mut answer = env.slack.send(&url, secret, &webhook).await.expect("an answer");
+            answer.headers.remove("date");
+            answers.push((answer.status, answer.headers, answer.body));
+        }
+        assert_eq!(answers[0].0, if shared { 200 } else { 404 });
+        assert_eq!(answers[0], answers[1]);
+    }
+    assert_eq!(env.stored().await.expect("a count"), 1);
 }
 
 /// A connection whose row is deleted directly in Postgres becomes unknown to ingest.

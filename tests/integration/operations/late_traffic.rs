@@ -78,6 +78,34 @@ async fn deletes_rows_of_old_deletion() {
     .await;
 }
 
+/// The tombstone of a connection is deleted 30 days after the connection, once its webhooks are
+/// purged and its traffic is deleted.
+#[tokio::test]
+async fn deletes_old_tombstones() {
+    let mut env = TestEnv::without_processes(SMALL).await.expect("servers");
+    let (old, recent) = (env.declare().expect("one"), env.declare().expect("another"));
+    for (app, days) in [(&old, 31), (&recent, 29)] {
+        let id = app.connection.to_string();
+        let delete = "delete from connections where id = $1";
+        sqlx::query(delete).bind(&id).execute(&env.pool).await.expect("deleted");
+        let age = "update deleted_connections set deleted_at = now() - make_interval(days => $2)
+                    where id = $1";
+        sqlx::query(age).bind(&id).bind(days).execute(&env.pool).await.expect("aged");
+    }
+    env.start_processes().await.expect("processes");
+    let tombstone = "select count(*) from deleted_connections where id = $1";
+    eventually("the old tombstone is deleted", WITHIN, async || {
+        (count(&env, tombstone, &old.connection.to_string()).await == 0).then_some(())
+    })
+    .await;
+    let emptied =
+        "select count(*) from deleted_connections where id = $1 and emptied_at is not null";
+    eventually("the recent one is kept", WITHIN, async || {
+        (count(&env, emptied, &recent.connection.to_string()).await == 1).then_some(())
+    })
+    .await;
+}
+
 /// No statement of a deletion or erasure changes more rows of a table than a step: it would reach
 /// its timeout each time.
 #[tokio::test]

@@ -82,7 +82,7 @@ struct Progress {
     newest: i64,
     /// Versions above `settled` that are projected.
     projected: HashMap<ConnectionId, i64>,
-    /// Entries without a row whose tombstone is written.
+    /// Tombstones of the directory, which are not compared again. NATS removes them in time.
     tombstones: HashSet<ConnectionId>,
     /// Versions of apps that are projected.
     apps: HashMap<AppId, i64>,
@@ -124,6 +124,7 @@ async fn project_changes(
             if progress.projected.get(&id) != Some(&version) {
                 if project(store, directory, id).await {
                     progress.projected.insert(id, version);
+                    progress.tombstones.remove(&id);
                 } else {
                     failed = true;
                 }
@@ -147,10 +148,12 @@ async fn project_deletions(
     directory: &Directory,
     progress: &mut Progress,
 ) -> Result<(), SyncError> {
-    let entries = directory.connections().await?;
+    let mut entries: HashSet<ConnectionId> = directory.connections().await?.into_iter().collect();
+    progress.tombstones.retain(|id| entries.remove(id));
+    let entries: Vec<ConnectionId> = entries.into_iter().collect();
     for page in entries.chunks(PAGE) {
         for id in store.missing_connections(page).await? {
-            if !progress.tombstones.contains(&id) && project(store, directory, id).await {
+            if project(store, directory, id).await {
                 progress.tombstones.insert(id);
             }
         }

@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError};
 const STEP_ROWS: i64 = 5_000;
 
 /// Tables with the statements that delete expired rows. `$1` is the maximum number of rows.
-const PRUNE_STATEMENTS: [(&str, &str); 26] = [
+const PRUNE_STATEMENTS: [(&str, &str); 27] = [
     (
         "erasures",
         "-- retention.erasures
@@ -165,6 +165,14 @@ const PRUNE_STATEMENTS: [(&str, &str); 26] = [
          delete from deleted_agents where (org_id, agent_id) in (
              select org_id, agent_id from deleted_agents
               where deleted_at < now() - interval '2 days'
+              order by deleted_at limit $1)",
+    ),
+    (
+        "deleted_connections",
+        "-- retention.deleted_connections (the stream keeps webhooks for 14 days)
+         delete from deleted_connections where id in (
+             select id from deleted_connections
+              where emptied_at is not null and deleted_at < now() - interval '30 days'
               order by deleted_at limit $1)",
     ),
     (
