@@ -89,7 +89,7 @@ impl AppHealth {
         if totals.is_at_risk() && hour.warned != Some(number) {
             hour.warned = Some(number);
             let Totals { deliveries, failures } = totals;
-            warn!(%app, deliveries, failures, "half of Slack's failure limit exceeded");
+            warn!(%app, deliveries, failures, "app failure ratio exceeded half of Slack's limit");
         }
     }
 

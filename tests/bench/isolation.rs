@@ -121,7 +121,7 @@ struct Slow {
 
 impl Slow {
     async fn start(env: &TestEnv) -> anyhow::Result<Self> {
-        let places = env.connect_everywhere().await?;
+        let places = env.connect_all_partitions().await?;
         let agent = CountingAgent::start().await?;
         agent.set_answer_time(AGENT_TAKES);
         let agent = new_agent(&places[0].0.org, agent_id(), agent.url())?;

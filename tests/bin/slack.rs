@@ -139,7 +139,7 @@ async fn run(options: Options) -> anyhow::Result<bool> {
                     Webhook::message(&slack, &app, channel, user, text)
                 }
             };
-            let expects = if command.is_some() { Expects::Message } else { Expects::Taken };
+            let expects = if command.is_some() { Expects::Message } else { Expects::Accepted };
             send(&options, &slack, &app, webhook, expects, *retry).await
         }
         Verb::Scenario => scenario(&options, &slack, &app).await?,
@@ -160,7 +160,7 @@ async fn send(
     retry: bool,
 ) -> Vec<Line> {
     let url = options.url.as_str();
-    let attempts = match retry && expects == Expects::Taken {
+    let attempts = match retry && expects == Expects::Accepted {
         true => slack.deliver(url, &app.secret, &webhook, false).await.attempts,
         false => vec![slack.attempt(url, &app.secret, &webhook, None).await],
     };
@@ -196,7 +196,7 @@ async fn scenario(options: &Options, slack: &Slack, app: &App) -> anyhow::Result
     let message = Webhook::message(slack, app, "C0001CHAN", "U0001USER", "a message and its copy");
     for what in ["a message", "a copy of the message"] {
         let attempt = slack.attempt(url, &app.secret, &message, None).await;
-        lines.push(line(what, Expects::Taken, "", attempt));
+        lines.push(line(what, Expects::Accepted, "", attempt));
     }
     let attempt = slack.attempt(url, "not the secret", &message, None).await;
     lines.push(line("signed with another secret", Expects::Refusal, "", attempt));
@@ -294,13 +294,13 @@ async fn load(
         failed.iter().filter_map(|attempt| attempt.wrong.map(Reason::as_str)).collect();
     reasons.sort_unstable();
     reasons.dedup();
-    let off = slack.is_switched_off(options.url.as_str());
+    let off = slack.is_disabled(options.url.as_str());
     if options.json {
         println!(
             "{}",
             json!({
                 "sent": attempts.len(), "failed": failed.len(), "reasons": reasons,
-                "p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": took.last(), "switched_off": off,
+                "p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": took.last(), "disabled": off,
             })
         );
     } else {

@@ -86,7 +86,7 @@ async fn send_message(
 
 /// Calls for one workspace get all faults of Slack, some of them after the call took effect. Calls
 /// for another workspace get none.
-pub async fn slack_in_trouble(_: Run) -> anyhow::Result<Outcome> {
+pub async fn slack_errors(_: Run) -> anyhow::Result<Outcome> {
     const POST: &str = "chat.postMessage";
     let env = TestEnv::start(SIZE).await?;
     let other = env.connect_as(|new| new.agent = Some(agent_id())).await?;
@@ -101,13 +101,13 @@ pub async fn slack_in_trouble(_: Run) -> anyhow::Result<Outcome> {
             };
             for rule in [
                 rule(Fault::Status(503), 3),
-                rule(Fault::Says("internal_error".into()), 2),
+                rule(Fault::ApiError("internal_error".into()), 2),
                 rule(Fault::Cut, 3),
-                rule(Fault::Cut, 6).after_the_fact(),
-                rule(Fault::MidBody, 3).after_the_fact(),
-                rule(Fault::Status(500), 3).after_the_fact(),
-                rule(Fault::Says("fatal_error".into()), 2).after_the_fact(),
-                rule(Fault::Garbage, 2).after_the_fact(),
+                rule(Fault::Cut, 6).after_effect(),
+                rule(Fault::MidBody, 3).after_effect(),
+                rule(Fault::Status(500), 3).after_effect(),
+                rule(Fault::ApiError("fatal_error".into()), 2).after_effect(),
+                rule(Fault::Garbage, 2).after_effect(),
                 rule(Fault::Silent, 1),
                 rule(Fault::RateLimited(1), 1),
             ] {

@@ -38,7 +38,7 @@ pub async fn workers_skewed(_: Run) -> anyhow::Result<Outcome> {
         .run_in(&env, async |env, app| {
             // Messages that Slack accepted without an answer are reconciled.
             let cut = FaultRule::new(Fault::Cut).on("chat.postMessage").with_token(&app.token);
-            env.slack.inject_fault(cut.times(12).after_the_fact());
+            env.slack.inject_fault(cut.times(12).after_effect());
             tokio::time::sleep(CALM).await;
             env.workers[0].process.kill();
             env.workers[0].process.restart()?;

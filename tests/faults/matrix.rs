@@ -81,7 +81,7 @@ rows! {
     "12" EveryChange "Postgres is slow: 500 ms per query, then 5 s" => links::slow_postgres;
     "13" EveryChange "an agent is slow in two conversations" => agents_and_slack::slow_agent;
     "14" EveryChange "one message always fails, another three times" => agents_and_slack::poison;
-    "15" EveryChange "Slack: 429, 5xx, no answer, cut answers, ok:false" => agents_and_slack::slack_in_trouble;
+    "15" EveryChange "Slack: 429, 5xx, no answer, cut answers, ok:false" => agents_and_slack::slack_errors;
     "16" Nightly "an ingest's clock is ten minutes off" => clock::skewed;
     "17" EveryChange "every webhook is sent five times at once, and again later" => agents_and_slack::duplicates;
     "18" EveryChange "2,000 people race for 200 codes" => link_codes::race;

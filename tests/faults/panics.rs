@@ -17,8 +17,8 @@ use tests::{
 
 /// Stages with the reason of the dead letter of a webhook at which the stage always panics.
 const STAGES: [(&str, &str); 3] = [
-    ("parse", "its process ended when it was decided"),
-    ("decide", "deciding it panicked"),
+    ("parse", "the process ended during the decision"),
+    ("decide", "the decision panicked"),
     ("attempt", "attempts ended without an outcome"),
 ];
 /// Maximum stall of a partition until claims without progress identify the webhook at which parsing

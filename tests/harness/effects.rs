@@ -315,7 +315,7 @@ fn message_of(call: &Call) -> (String, String) {
         }
     };
     let ended = match &call.outcome {
-        Outcome::Taken => String::new(),
+        Outcome::Accepted => String::new(),
         Outcome::Refused(word) => format!(" (refused: {word})"),
         other => format!(" ({other:?})"),
     };

@@ -138,7 +138,7 @@ bot_token = "file:org-{n}.token"
 
     /// Creates connections of one organization with its sample agent. Returns a channel in each
     /// partition, with its connection: one connection has channels in few partitions only.
-    pub async fn connect_everywhere(&self) -> anyhow::Result<Vec<(App, String)>> {
+    pub async fn connect_all_partitions(&self) -> anyhow::Result<Vec<(App, String)>> {
         let mut everywhere: Vec<(App, String)> = Vec::new();
         let mut left: BTreeSet<Partition> = Partition::all().collect();
         while !left.is_empty() {

@@ -168,7 +168,7 @@ impl Decider {
             routing::decide(webhook, facts, named_agents, &self.options)
         };
         catch_unwind(AssertUnwindSafe(deciding)).unwrap_or_else(|_| Decision::DeadLetter {
-            reason: "deciding it panicked",
+            reason: "the decision panicked",
             error: String::new(),
         })
     }

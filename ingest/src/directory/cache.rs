@@ -54,7 +54,7 @@ pub struct Connection {
     pub(super) version: i64,
     pub(super) team_key: String,
     keys: Keys,
-    keys_are_of_app: bool,
+    uses_app_keys: bool,
 }
 
 /// Signing keys, newest first.
@@ -83,8 +83,8 @@ impl Connection {
     }
 
     /// Returns whether the secrets of the app verify the connection's webhooks.
-    pub fn uses_keys_of_app(&self) -> bool {
-        self.keys_are_of_app
+    pub fn uses_app_keys(&self) -> bool {
+        self.uses_app_keys
     }
 
     /// Returns whether a body belongs to this connection, or names neither app nor installation.
@@ -231,10 +231,10 @@ impl Cache {
 
     /// Returns whether the keyring opens none of the signing secrets of connections and apps. False
     /// without secrets: a connection may use those of its app.
-    pub fn opens_no_secret(&self) -> bool {
+    pub fn unseals_no_secret(&self) -> bool {
         let entries = self.read();
         let of_connections = entries.connections.values().filter_map(|cached| match cached {
-            CachedConnection::Present(connection) if !connection.keys_are_of_app => {
+            CachedConnection::Present(connection) if !connection.uses_app_keys => {
                 Some(&connection.keys)
             }
             CachedConnection::Present(_) | CachedConnection::Deleted { .. } => None,
@@ -354,7 +354,7 @@ impl Cache {
             version: known.version,
             team_key: known.team_key(),
             keys: self.unseal_keys(context, &known.signing_secrets),
-            keys_are_of_app: known.signing_secrets.is_empty(),
+            uses_app_keys: known.signing_secrets.is_empty(),
         }
     }
 
@@ -408,17 +408,17 @@ mod tests {
     fn counts_secrets_of_connections_and_apps() {
         let (right, wrong) = (ring("k1"), ring("k1"));
         let cache = Cache::new(right.clone());
-        assert!(!cache.opens_no_secret(), "no secrets");
+        assert!(!cache.unseals_no_secret(), "no secrets");
         apply_connection(&cache, OF_APP, Vec::new());
-        assert!(!cache.opens_no_secret(), "the connection has no secret of its own");
+        assert!(!cache.unseals_no_secret(), "the connection has no secret of its own");
         apply_connection(&cache, OWN, vec![sealed(&wrong, OWN, SIGNING_SECRET_COLUMN)]);
-        assert!(cache.opens_no_secret(), "the only secret does not open");
+        assert!(cache.unseals_no_secret(), "the only secret does not open");
         apply_app(&cache, &right);
-        assert!(!cache.opens_no_secret(), "the secret of the app opens");
+        assert!(!cache.unseals_no_secret(), "the secret of the app opens");
 
         let cache = Cache::new(right);
         apply_app(&cache, &wrong);
-        assert!(cache.opens_no_secret(), "the secret of the app does not open");
+        assert!(cache.unseals_no_secret(), "the secret of the app does not open");
     }
 
     const ID: &str = "0123456789abcdef0123456789abcdef";

@@ -132,8 +132,8 @@ impl Directory {
 
     /// Returns whether the keyring opens none of the signing secrets of connections and apps. False
     /// without secrets.
-    pub fn opens_no_secret(&self) -> bool {
-        self.0.cache.opens_no_secret()
+    pub fn unseals_no_secret(&self) -> bool {
+        self.0.cache.unseals_no_secret()
     }
 
     /// Returns the counter of bucket reads caused by cache misses.

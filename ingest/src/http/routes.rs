@@ -89,7 +89,7 @@ fn obstacles(pipeline: &Pipeline) -> Vec<String> {
             ),
         });
     }
-    if pipeline.directory.opens_no_secret() {
+    if pipeline.directory.unseals_no_secret() {
         obstacles.push(
             "TIDEGATE_SIGNING_SECRET_KEYRING opens no signing secret of the directory; \
              set it to the keyring of the workers"

@@ -114,7 +114,7 @@ impl Pipeline {
         }
         #[expect(clippy::disallowed_methods, reason = "a webhook arrives")]
         let now = SystemTime::now();
-        if found.connection.uses_keys_of_app() {
+        if found.connection.uses_app_keys() {
             let app = self.directory.app(&found.connection.app).await;
             let app = app.map_err(Verdict::DirectoryUnavailable)?;
             let keys = app.iter().flat_map(|app| app.keys());
@@ -200,7 +200,7 @@ impl Pipeline {
             // its own.
             let is_verified = |connection: &Connection| {
                 !is_declared
-                    || connection.uses_keys_of_app()
+                    || connection.uses_app_keys()
                     || verify(request.unverified(), connection.keys(), now).is_ok()
             };
             let may_receive = |connection: &Connection| {

@@ -116,7 +116,7 @@ impl Operations {
         self.require_org(org, || format!("organization {org}"))?;
         settings.check()?;
         if self.store.agent(org, id).await?.is_none() {
-            self.require_room(org, LimitedKind::Agent).await?;
+            self.require_capacity(org, LimitedKind::Agent).await?;
         }
         let AgentSettings { name, mode, url, timeout, max_concurrent, retry_for, keep_for, .. } =
             settings;

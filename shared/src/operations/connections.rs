@@ -32,7 +32,7 @@ impl Operations {
         {
             return Err(OperationError::NotFound(format!("app {} of organization {own}", new.app)));
         }
-        self.require_room(&new.org, LimitedKind::Connection).await?;
+        self.require_capacity(&new.org, LimitedKind::Connection).await?;
         let created = self.store.create_declared_connection(&self.actor, new).await?;
         let id = created.map_err(OperationError::Conflict)?;
         directory::publish(&self.store, js, &[id]).await?;

@@ -4,7 +4,7 @@ use super::{OperationError, Operations, Result, directory};
 use crate::{
     domain::{AgentId, ConnectionId, InstallLink, OrgId, is_return_url_allowed},
     secrets::Secret,
-    store::{LimitedKind, NewInstallLink, NewInstallation, OpenInstallLink, RecordedInstallation},
+    store::{FoundInstallLink, LimitedKind, NewInstallLink, NewInstallation, RecordedInstallation},
 };
 use async_nats::jetstream;
 use std::time::Duration;
@@ -55,7 +55,7 @@ impl Operations {
                 "return_url must be below one of the app's return_urls".into(),
             ));
         }
-        self.require_room(&new.org, LimitedKind::OpenInstallLink).await?;
+        self.require_capacity(&new.org, LimitedKind::FoundInstallLink).await?;
         Ok((self.store.create_install_link(&self.actor, new).await?, redirect_url))
     }
 
@@ -96,7 +96,7 @@ impl Operations {
     pub async fn keep_installation(
         &self,
         js: &jetstream::Context,
-        link: &OpenInstallLink,
+        link: &FoundInstallLink,
         connection: ConnectionId,
     ) -> Result<InstallResult> {
         if !self.store.use_install_link(link, connection).await? {

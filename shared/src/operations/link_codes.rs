@@ -25,7 +25,7 @@ impl Operations {
         if let Some(connection) = new.connection {
             self.require_connection(connection).await?;
         }
-        self.require_room(&new.org, LimitedKind::OpenLinkCode).await?;
+        self.require_capacity(&new.org, LimitedKind::OpenLinkCode).await?;
         Ok(self.store.create_link_code(&self.actor, new).await?)
     }
 

@@ -84,7 +84,7 @@ impl Operations {
 
     /// Leaves the traffic of deleted connections, in Postgres and the stream, to the workers, which
     /// delete it within a minute.
-    pub fn leaving_traffic(self) -> Self {
+    pub fn without_traffic_deletion(self) -> Self {
         Self { deletes_traffic: false, ..self }
     }
 
@@ -102,8 +102,8 @@ impl Operations {
     }
 
     /// Fails if an organization has the maximum number of objects of a kind.
-    async fn require_room(&self, org: &OrgId, kind: LimitedKind) -> Result<()> {
-        match self.store.has_room(org, kind).await? {
+    async fn require_capacity(&self, org: &OrgId, kind: LimitedKind) -> Result<()> {
+        match self.store.has_capacity(org, kind).await? {
             true => Ok(()),
             false => Err(OperationError::Conflict(format!(
                 "organization {org} has the maximum of {} {}",

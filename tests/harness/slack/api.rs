@@ -42,13 +42,13 @@ pub struct Call {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The call took effect and was answered.
-    Taken,
+    Accepted,
     /// Answered with `ok: false` and this error.
     Refused(String),
     /// Answered with 429 and the seconds to wait.
     RateLimited(u64),
     /// An injected fault.
-    Broken {
+    Faulted {
         /// The fault.
         fault: Fault,
         /// True if the call took effect.
@@ -155,7 +155,7 @@ fn take_call(
         token,
         args,
         at: Instant::now(),
-        outcome: Outcome::Taken,
+        outcome: Outcome::Accepted,
     };
 
     let broken = state.fault_rules.inject(&call);
@@ -179,11 +179,11 @@ fn take_call(
     }
     call.outcome = match (&broken, limited, &answer) {
         (Some((fault, _)), _, _) if !only_delays(fault) => {
-            Outcome::Broken { fault: fault.clone(), taken: answer.is_ok() }
+            Outcome::Faulted { fault: fault.clone(), taken: answer.is_ok() }
         }
         (_, Some(seconds), _) => Outcome::RateLimited(seconds),
         (_, None, Err(ApiError(error, _))) => Outcome::Refused(error.clone()),
-        (_, None, Ok(_)) => Outcome::Taken,
+        (_, None, Ok(_)) => Outcome::Accepted,
     };
     if answer.is_ok() && leaves_receipt(method) {
         let Call { method, channel, token, args, .. } = call.clone();
@@ -219,17 +219,17 @@ fn take_response(slack: &Slack, path: &str, body: Value) -> (Option<Fault>, Repl
         token: None,
         args: body.clone(),
         at: Instant::now(),
-        outcome: Outcome::Taken,
+        outcome: Outcome::Accepted,
     };
     let broken = state.fault_rules.inject(&call);
     let effective = broken.as_ref().is_none_or(|(fault, taken)| *taken || only_delays(fault));
     let result = if effective { state.urls.take(path, now) } else { Err("not_taken") };
     call.outcome = match (&broken, result) {
         (Some((fault, _)), _) if !only_delays(fault) => {
-            Outcome::Broken { fault: fault.clone(), taken: result.is_ok() }
+            Outcome::Faulted { fault: fault.clone(), taken: result.is_ok() }
         }
         (_, Err(error)) => Outcome::Refused(error.to_owned()),
-        (_, Ok(())) => Outcome::Taken,
+        (_, Ok(())) => Outcome::Accepted,
     };
     state.calls.push(call);
     if result.is_ok() {
@@ -252,7 +252,7 @@ fn only_delays(fault: &Fault) -> bool {
 async fn apply_fault(fault: Option<Fault>, reply: Reply) -> Reply {
     let Some(fault) = fault else { return reply };
     match fault {
-        Fault::Says(error) => Reply::ok(Vec::new(), json!({ "ok": false, "error": error })),
+        Fault::ApiError(error) => Reply::ok(Vec::new(), json!({ "ok": false, "error": error })),
         Fault::Status(status) => Reply::text(status, "<html>Slack is having trouble</html>"),
         Fault::RateLimited(seconds) => Reply::rate_limited(seconds),
         Fault::Slow(by) => {
@@ -485,7 +485,7 @@ fn page(args: &Value) -> Page<'_> {
 impl Call {
     /// Returns true if the call took effect.
     pub fn took_effect(&self) -> bool {
-        matches!(self.outcome, Outcome::Taken | Outcome::Broken { taken: true, .. })
+        matches!(self.outcome, Outcome::Accepted | Outcome::Faulted { taken: true, .. })
     }
 
     /// Returns the time from this call to a later one.

@@ -7,7 +7,7 @@ use serde_json::Value;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expects {
     /// Any 2xx, for an event.
-    Taken,
+    Accepted,
     /// 200, empty or with a message, for a slash command.
     Message,
     /// 200, for a click or a shortcut.
@@ -41,7 +41,7 @@ pub fn expects(content: &Value) -> Expects {
     }
     match kind(content).as_str() {
         "url_verification" => Expects::Challenge,
-        _ => Expects::Taken,
+        _ => Expects::Accepted,
     }
 }
 
@@ -55,7 +55,7 @@ pub fn wrong(expects: Expects, challenge: &str, answer: &Answer) -> Option<Strin
         return (status != 401).then(|| "a forgery was not refused".into());
     }
     let good = match expects {
-        Expects::Taken => (200..300).contains(&status),
+        Expects::Accepted => (200..300).contains(&status),
         _ => status == 200,
     };
     if !good {

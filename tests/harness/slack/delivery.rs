@@ -78,7 +78,7 @@ pub struct Delivery {
     /// Attempts in order.
     pub attempts: Vec<Attempt>,
     /// True if the app was disabled before or during the delivery.
-    pub switched_off: bool,
+    pub disabled: bool,
 }
 
 impl Delivery {
@@ -135,8 +135,8 @@ impl Slack {
         let mut waits = waits.enumerate();
         let mut retry: Option<(u32, Reason)> = None;
         loop {
-            if self.is_switched_off(url) {
-                delivery.switched_off = true;
+            if self.is_disabled(url) {
+                delivery.disabled = true;
                 return delivery;
             }
             let attempt = self.attempt(url, secret, webhook, retry).await;
@@ -222,7 +222,7 @@ impl Slack {
     }
 
     /// Returns true if Slack has disabled webhooks to a URL.
-    pub fn is_switched_off(&self, url: &str) -> bool {
+    pub fn is_disabled(&self, url: &str) -> bool {
         self.state().failure_stats.of(url).off
     }
 

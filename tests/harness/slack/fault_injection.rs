@@ -9,7 +9,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// Answers `ok: false` with this error.
-    Says(String),
+    ApiError(String),
     /// Answers this status with an HTML page.
     Status(u16),
     /// Answers 429 with the seconds to wait.
@@ -68,7 +68,7 @@ impl FaultRule {
     }
 
     /// Lets the call take effect before the fault: only its answer is lost.
-    pub fn after_the_fact(mut self) -> Self {
+    pub fn after_effect(mut self) -> Self {
         self.taken = true;
         self
     }

@@ -35,7 +35,7 @@ pub(super) struct SocketMode {
     tokens: HashMap<String, String>,
     tickets: HashMap<String, String>,
     connections: BTreeMap<u64, Connection>,
-    switched_off: HashSet<String>,
+    disabled: HashSet<String>,
     waiting: HashMap<String, oneshot::Sender<Value>>,
 }
 
@@ -85,8 +85,8 @@ impl Slack {
 
     /// Disables Socket Mode, as a person does. The app's connections end, and new ones are
     /// rejected.
-    pub fn switch_sockets_off(&self, app: &str) {
-        self.state().sockets.switched_off.insert(app.to_owned());
+    pub fn disable_sockets(&self, app: &str) {
+        self.state().sockets.disabled.insert(app.to_owned());
         self.disconnect_sockets(app, "link_disabled");
     }
 
@@ -180,7 +180,7 @@ impl Slack {
             let mut state = self.state();
             let sockets = &mut state.sockets;
             let refusal = match sockets.of(&app).len() {
-                _ if sockets.switched_off.contains(&app) => Some("link_disabled"),
+                _ if sockets.disabled.contains(&app) => Some("link_disabled"),
                 CONNECTIONS_MAX.. => Some("too_many_websockets"),
                 _ => None,
             };

@@ -170,7 +170,7 @@ async fn withdraws_reply_to_deleted_thread() {
 async fn sends_text_without_refused_blocks() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(answered).await.expect("a connection");
-    let refusal = Fault::Says("invalid_blocks".into());
+    let refusal = Fault::ApiError("invalid_blocks".into());
     env.slack.inject_fault(FaultRule::new(refusal).on("chat.postMessage").times(1));
     send_message(&env, &app, "C1", "blocks hello").await;
     let posted = env.slack.wait_for_receipt("the text", |receipt| receipt.to == "C1").await;
@@ -186,7 +186,7 @@ async fn sends_text_without_refused_blocks() {
 async fn counts_ok_false_as_failure() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect().await.expect("a connection");
-    let refusal = Fault::Says("invalid_blocks".into());
+    let refusal = Fault::ApiError("invalid_blocks".into());
     env.slack.inject_fault(FaultRule::new(refusal).on("response_url").times(1));
     let help = Webhook::command(&env.slack, &app, "C1", "U1", "/lobu", "help");
     env.send(&app, &help).await.expect("an answer");

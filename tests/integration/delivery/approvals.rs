@@ -167,15 +167,12 @@ async fn refuses_foreign_clicks() {
     assert_eq!(reply_to_click(&env, &foreign).await, "You can't decide this request.");
     let in_other_channel = click(&env, &app, "C2", "U7", &asked, 0);
     send(&env, &app, &in_other_channel).await;
-    assert_eq!(
-        reply_to_click(&env, &in_other_channel).await,
-        "This request does not exist any more."
-    );
+    assert_eq!(reply_to_click(&env, &in_other_channel).await, "This request no longer exists.");
     let mut forged = buttons(&asked)[0].clone();
     forged["value"] = "0123456789abcdef0123456789abcdef".into();
     let forged = Webhook::click(&env.slack, &app, "C1", "U7", &asked, forged);
     send(&env, &app, &forged).await;
-    assert_eq!(reply_to_click(&env, &forged).await, "This request does not exist any more.");
+    assert_eq!(reply_to_click(&env, &forged).await, "This request no longer exists.");
     assert_eq!(count(&env, "select count(*) from approvals where state = 'open'").await, 1);
     assert!(decisions(&env).is_empty());
     let allowed = click(&env, &app, "C1", "U7", &asked, 1);
@@ -192,7 +189,7 @@ async fn expires_undecided() {
     let asked = ask(&env, &app, "D1", &question).await;
     assert_eq!(asked.thread_ts, None);
     let message = wait_for_rewrite(&env, &app, "D1", &asked.ts).await;
-    let expired = "Nobody decided in time. This request has expired.";
+    let expired = "No decision was made in time. This request has expired.";
     assert!(buttons(&message).is_empty() && message.blocks.to_string().contains(expired));
     let late = click(&env, &app, "D1", "U1", &asked, 0);
     send(&env, &app, &late).await;
@@ -246,7 +243,7 @@ async fn gives_up_rejected_request() {
     send(&env, &app, &webhook).await;
     assert_eq!(env.wait_for_outcome(&webhook.dedup_key).await.outcome, "dead_letter");
     let dead = env.dead_letters().await.expect("a list");
-    assert_eq!(dead[0].reason, "Postgres refuses its effects");
+    assert_eq!(dead[0].reason, "Postgres rejects the effects");
     assert_eq!(env.agent.requests().len(), 1);
     env.wait_for_log("failed to record attempt outcome with its change").await.expect("a log line");
 }

@@ -112,7 +112,7 @@ async fn isolates_backlog_of_stopped_agent() {
     env.start_processes().await.expect("processes");
     let agent = CountingAgent::start().await.expect("an agent");
     agent.set_unavailable(true);
-    let places = env.connect_everywhere().await.expect("connections");
+    let places = env.connect_all_partitions().await.expect("connections");
     let mut new = new_agent(&places[0].0.org, agent_id(), agent.url()).expect("an agent");
     new.max_concurrent = CALLS_AT_ONCE as u16;
     new.retry_for = Some(Duration::from_secs(24 * 3600));

@@ -158,7 +158,7 @@ async fn run_in_channel(agent: &str) {
 
 async fn run_everywhere(agent: &str) {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
-    let places = env.connect_everywhere().await.expect("connections");
+    let places = env.connect_all_partitions().await.expect("connections");
     run_burst(&env, &places, ci_or_full(3_300, 33_000), agent).await;
 }
 

@@ -47,7 +47,7 @@ async fn bounds_memory_of_largest_webhooks() {
     let bytes_max = ci_or_full(128_u64 << 20, 512 << 20);
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     env.change_stream(|stream| stream.max_bytes = 4 << 30).await.expect("room");
-    let places = env.connect_everywhere().await.expect("connections");
+    let places = env.connect_all_partitions().await.expect("connections");
     let agent = CountingAgent::start().await.expect("an agent");
     agent.set_answer_time(AGENT_TAKES);
     let mut new = new_agent(&places[0].0.org, agent_id(), agent.url()).expect("an agent");

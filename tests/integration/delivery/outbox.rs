@@ -84,14 +84,14 @@ async fn status(env: &TestEnv, app: &App) -> String {
 async fn sends_once_despite_1000_cuts() {
     let env = TestEnv::start(PAIR).await.expect("a test environment");
     let app = env.connect_as(use_sample_agent).await.expect("a connection");
-    env.slack.inject_fault(FaultRule::new(Fault::Cut).on(POST).after_the_fact().times(1000));
+    env.slack.inject_fault(FaultRule::new(Fault::Cut).on(POST).after_effect().times(1000));
     for round in 0..4 {
         send_messages(&env, &app, 250, &format!("round {round}")).await;
     }
     let resends = wait_until_sent(&env, 1000, Duration::from_secs(120)).await;
     assert_eq!(count_posts(&env, &app, 250), 1000, "each message is posted once");
     let calls = env.slack.calls_of(POST);
-    assert!(calls.iter().all(|call| matches!(call.outcome, Outcome::Broken { taken: true, .. })));
+    assert!(calls.iter().all(|call| matches!(call.outcome, Outcome::Faulted { taken: true, .. })));
     assert_eq!(
         (calls.len(), resends),
         (1000, 0),
@@ -108,7 +108,7 @@ async fn counts_resends_without_lookup() {
         .without("channels:history")
         .without("im:history");
     env.slack.install(&app.token, blind);
-    let cut = |on: &str, times| FaultRule::new(Fault::Cut).on(on).after_the_fact().times(times);
+    let cut = |on: &str, times| FaultRule::new(Fault::Cut).on(on).after_effect().times(times);
     env.slack.inject_fault(cut(POST, 20));
     env.slack.inject_fault(cut("response_url", 10));
     send_messages(&env, &app, 20, "hello").await;
@@ -136,8 +136,8 @@ async fn reconciles_before_resend() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(use_sample_agent).await.expect("a connection");
     let faults = [
-        Fault::Says("fatal_error".into()),
-        Fault::Says("internal_error".into()),
+        Fault::ApiError("fatal_error".into()),
+        Fault::ApiError("internal_error".into()),
         Fault::Status(503),
         Fault::Garbage,
         Fault::MidBody,
@@ -146,7 +146,7 @@ async fn reconciles_before_resend() {
     for fault in &faults {
         for taken in [true, false] {
             let rule = FaultRule::new(fault.clone()).on(POST).times(1);
-            env.slack.inject_fault(if taken { rule.after_the_fact() } else { rule });
+            env.slack.inject_fault(if taken { rule.after_effect() } else { rule });
         }
     }
     send_messages(&env, &app, 2 * faults.len(), "hello").await;
@@ -199,7 +199,7 @@ async fn replaces_invalid_response_url() {
         })
         .await;
     let calls = env.slack.calls_of("response_url");
-    let limited = calls.iter().filter(|call| matches!(call.outcome, Outcome::Broken { .. }));
+    let limited = calls.iter().filter(|call| matches!(call.outcome, Outcome::Faulted { .. }));
     assert_eq!(limited.count(), 5);
     env.slack.clear_faults();
 
@@ -269,8 +269,9 @@ async fn handles_each_error_of_slack() {
     let mut apps = Vec::new();
     for (code, ..) in cases {
         let app = env.connect_as(use_sample_agent).await.expect("a connection");
-        env.slack
-            .inject_fault(FaultRule::new(Fault::Says(code.into())).on(POST).with_token(&app.token));
+        env.slack.inject_fault(
+            FaultRule::new(Fault::ApiError(code.into())).on(POST).with_token(&app.token),
+        );
         send_messages(&env, &app, 1, "hello").await;
         apps.push(app);
     }
@@ -301,7 +302,7 @@ async fn handles_each_error_of_slack() {
 async fn sends_note_for_rejected_reply() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(use_sample_agent).await.expect("a connection");
-    let refusals = FaultRule::new(Fault::Says("msg_too_long".into())).on(POST).times(1);
+    let refusals = FaultRule::new(Fault::ApiError("msg_too_long".into())).on(POST).times(1);
     env.slack.inject_fault(refusals);
     send_messages(&env, &app, 1, "hello").await;
     let note = env.slack.wait_for_receipt("the note", |receipt| {
@@ -359,7 +360,7 @@ async fn isolates_closed_conversation() {
     let env = TestEnv::start(SMALL).await.expect("a test environment");
     let app = env.connect_as(use_sample_agent).await.expect("a connection");
     env.slack.inject_fault(
-        FaultRule::new(Fault::Says("is_archived".into())).on(POST).in_channel("C0000"),
+        FaultRule::new(Fault::ApiError("is_archived".into())).on(POST).in_channel("C0000"),
     );
     send_messages(&env, &app, 2, "hello").await;
     eventually("one message is sent, one is given up", TIMEOUT, async || {

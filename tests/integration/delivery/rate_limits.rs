@@ -23,7 +23,7 @@ async fn send_message(env: &TestEnv, app: &App, channel: &str, text: &str) {
 
 fn count_posts(env: &TestEnv, app: &App) -> usize {
     let by_bot =
-        |call: &tests::slack::api::Call| call.team == app.team && call.outcome == Outcome::Taken;
+        |call: &tests::slack::api::Call| call.team == app.team && call.outcome == Outcome::Accepted;
     env.slack.calls_of(POST).iter().filter(|call| by_bot(call)).count()
 }
 

@@ -188,7 +188,7 @@ async fn reconciles_ambiguous_calls() {
     {
         let channel = format!("C{n}");
         let fault = FaultRule::new(Fault::Cut).on(method).in_channel(&channel).times(1);
-        env.slack.inject_fault(if taken { fault.after_the_fact() } else { fault });
+        env.slack.inject_fault(if taken { fault.after_effect() } else { fault });
         let webhook = ask(&env, &app, &channel, text).await;
         env.wait_for_outcome(&webhook.dedup_key).await;
         let messages = answers(&env, &app, &channel);
@@ -285,7 +285,7 @@ async fn settles_stream_before_dead_letter() {
 async fn finds_stream_in_long_thread() {
     let (env, app) = start_env(SMALL).await;
     let fault = FaultRule::new(Fault::Cut).on("chat.startStream").times(1);
-    env.slack.inject_fault(fault.after_the_fact());
+    env.slack.inject_fault(fault.after_effect());
     let text = "stream:20:30:8:500 please";
     let webhook = ask(&env, &app, "C1", text).await;
     let root = env.slack.messages(&app.team, "C1")[0].ts.clone();
@@ -322,9 +322,9 @@ async fn ends_run_of_revoked_token() {
 #[tokio::test]
 async fn reports_refused_answer() {
     let (env, app) = start_env(SMALL).await;
-    let refused = Fault::Says("is_archived".into());
+    let refused = Fault::ApiError("is_archived".into());
     env.slack.inject_fault(FaultRule::new(refused).on("chat.appendStream"));
-    let refused = Fault::Says("cant_broadcast_message".into());
+    let refused = Fault::ApiError("cant_broadcast_message".into());
     for method in ["chat.stopStream", "chat.update"] {
         env.slack.inject_fault(FaultRule::new(refused.clone()).on(method));
     }

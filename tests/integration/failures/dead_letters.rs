@@ -161,7 +161,7 @@ async fn lists_undecryptable_row() {
     .await;
     for one in &after {
         assert_eq!(one.attempts, tries(one.id) + 1, "{one:?}");
-        let unopened = one.last_error.contains("its bytes cannot be opened");
+        let unopened = one.last_error.contains("the payload cannot be decrypted");
         assert_eq!(unopened, one.id == damaged, "{one:?}");
     }
 }
@@ -195,7 +195,7 @@ async fn isolates_unreadable_connection() {
     assert_eq!(env.wait_for_outcome(&read.dedup_key).await.outcome, "completed");
     let dead = env.dead_letters().await.expect("a list");
     assert_eq!(dead.len(), 1, "{dead:?}");
-    assert_eq!(dead[0].reason, "its connection is unreadable");
+    assert_eq!(dead[0].reason, "the connection is unreadable");
     assert!(dead[0].last_error.contains("connections.settings"), "{}", dead[0].last_error);
     set("{}").await;
     env.tidegate(&["dead-letters", "redrive", &dead[0].id.to_string()]).expect("redriven");
@@ -214,7 +214,7 @@ async fn isolates_rejected_webhook() {
         .expect("a constraint");
     let (bad, others) = send_batch(&env, &app, "refused", "UREFUSED").await;
     let dead = assert_one_dead_letter(&env, &bad, &others).await;
-    assert_eq!(dead.reason, "Postgres refuses its effects");
+    assert_eq!(dead.reason, "Postgres rejects the effects");
     assert!(dead.last_error.contains("violates check constraint"), "{}", dead.last_error);
     let refused = env.workers[0].metric("tidegate_worker_batches_refused_total").await;
     assert!(refused.expect("metrics") >= 3.0, "it was found by halving the batch");
@@ -253,7 +253,7 @@ async fn isolates_panicking_decision() {
     let (env, app) = start_faulty_worker().await;
     let (bad, others) = send_batch(&env, &app, "panic when it is decided", "U1").await;
     let dead = assert_one_dead_letter(&env, &bad, &others).await;
-    assert_eq!(dead.reason, "deciding it panicked");
+    assert_eq!(dead.reason, "the decision panicked");
     assert!(env.workers[0].process.is_running(), "the process has ended");
 }
 
@@ -276,7 +276,7 @@ async fn isolates_crashing_webhook() {
     })
     .await;
     let dead = assert_one_dead_letter(&env, &bad, &others).await;
-    assert_eq!(dead.reason, "its process ended when it was decided");
+    assert_eq!(dead.reason, "the process ended during the decision");
     assert!(worker.is_running());
     // Up to three times with its batch, then twice alone.
     let until_dead = ends.load(Relaxed);
@@ -288,7 +288,7 @@ async fn isolates_crashing_webhook() {
     eventually("the redrive is given up", RESTARTS_TIMEOUT, async || {
         kept_running();
         let dead = env.dead_letters().await.ok()?.pop()?;
-        let reason = "its process ended when it was decided";
+        let reason = "the process ended during the decision";
         (dead.redrive_at.is_none() && dead.last_error == reason).then_some(())
     })
     .await;

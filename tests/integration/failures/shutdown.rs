@@ -29,7 +29,7 @@ async fn start_pair() -> (TestEnv, Vec<(App, String)>) {
     let mut env = TestEnv::without_processes(PAIR).await.expect("servers");
     env.set("TIDEGATE_SHUTDOWN_GRACE_PERIOD", "30s");
     env.start_processes().await.expect("processes");
-    let places = env.connect_everywhere().await.expect("connections");
+    let places = env.connect_all_partitions().await.expect("connections");
     let agent = CountingAgent::start().await.expect("an agent");
     let agent = new_agent(&places[0].0.org, agent_id(), agent.url()).expect("an agent");
     env.store.put_agent(&agent).await.expect("Postgres");

@@ -51,7 +51,10 @@ async fn warns_at_half_of_failure_limit() {
         assert_eq!(env.send(&app, &webhook).await.expect("an answer").status, 404);
     }
     assert_eq!(env.ingests[0].metric("tidegate_ingest_apps_at_risk").await.expect("metrics"), 1.0);
-    let log = env.wait_for_log("half of Slack's failure limit exceeded").await.expect("a warning");
+    let log = env
+        .wait_for_log("app failure ratio exceeded half of Slack's limit")
+        .await
+        .expect("a warning");
     assert!(log.contains(&app.app), "the warning names the app");
     let ready = env.ingests[0].wait_until_ready().await;
     assert!(ready.is_ok(), "the ingest stays ready");

@@ -301,10 +301,11 @@ async fn keeps_message_without_answer() {
     let slack = start_slack().await;
     let post = json!({ "channel": "C1", "text": "hi" });
     let cut = FaultRule::new(Fault::Cut).on("chat.postMessage").in_channel("C1").times(1);
-    slack.inject_fault(cut.after_the_fact());
+    slack.inject_fault(cut.after_effect());
     slack.inject_fault(FaultRule::new(Fault::MidBody).on("chat.postMessage").times(1));
-    slack
-        .inject_fault(FaultRule::new(Fault::Says("fatal_error".into())).with_token(TOKEN).times(1));
+    slack.inject_fault(
+        FaultRule::new(Fault::ApiError("fatal_error".into())).with_token(TOKEN).times(1),
+    );
     slack.inject_fault(FaultRule::new(Fault::Status(503)).times(1));
     assert!(try_call(&slack, "chat.postMessage", post.clone()).await.is_err(), "cut");
     assert!(try_call(&slack, "chat.postMessage", post.clone()).await.is_err(), "within the body");
@@ -314,5 +315,5 @@ async fn keeps_message_without_answer() {
     assert_eq!(slack.messages("T1", "C1").len(), 2, "the one that was cut, and the last");
     let calls = slack.calls_of("chat.postMessage");
     assert_eq!(calls.iter().filter(|call| call.took_effect()).count(), 2);
-    assert_eq!(calls[0].outcome, Outcome::Broken { fault: Fault::Cut, taken: true });
+    assert_eq!(calls[0].outcome, Outcome::Faulted { fault: Fault::Cut, taken: true });
 }

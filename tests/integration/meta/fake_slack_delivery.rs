@@ -171,10 +171,10 @@ async fn disables_failing_app() {
         }
         slack.attempt(&url, &app.secret, &webhook, None).await;
     }
-    assert!(!slack.is_switched_off(&url), "exactly 95 % do not disable the app");
+    assert!(!slack.is_disabled(&url), "exactly 95 % do not disable the app");
     slack.attempt(&url, &app.secret, &webhook, None).await;
     let delivery = slack.deliver(&url, &app.secret, &webhook, false).await;
-    assert!(delivery.switched_off && delivery.attempts.is_empty());
+    assert!(delivery.disabled && delivery.attempts.is_empty());
     assert_eq!(gateway.requests().len(), 1_001);
     slack.switch_on(&url);
     slack.clock().advance(Duration::from_secs(3600));

@@ -97,14 +97,7 @@ const CLI: Order = &[
     ("stream_reader", &[]),
     (
         "commands",
-        &[
-            "app_manifest",
-            "dev_settings",
-            "output",
-            "settings",
-            "slack_api",
-            "stream_reader",
-        ],
+        &["app_manifest", "dev_settings", "output", "settings", "slack_api", "stream_reader"],
     ),
 ];
 

@@ -94,7 +94,7 @@ async fn rejects_foreign_browser() {
     victim.begin(&link).await;
     std::mem::swap(&mut attack.browser, &mut victim);
     let back = attack.back.clone();
-    attack.refuses(&back, StatusCode::FORBIDDEN, "Begun in another browser").await;
+    attack.refuses(&back, StatusCode::FORBIDDEN, "Started in another browser").await;
     std::mem::swap(&mut attack.browser, &mut victim);
     attack.succeeds().await;
 }
@@ -105,7 +105,7 @@ async fn rejects_missing_cookie() {
     let mut attack = Attack::start().await;
     let mut own = std::mem::replace(&mut attack.browser, Browser::new());
     let back = attack.back.clone();
-    attack.refuses(&back, StatusCode::FORBIDDEN, "Begun in another browser").await;
+    attack.refuses(&back, StatusCode::FORBIDDEN, "Started in another browser").await;
     std::mem::swap(&mut attack.browser, &mut own);
     attack.succeeds().await;
 }

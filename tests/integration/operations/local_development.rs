@@ -258,7 +258,7 @@ async fn relays_socket_mode() {
         laptop.ask(&format!("refreshed {n}")).await;
     }
     // Failures of Slack that pass do not end the command.
-    for fault in [Fault::Says("internal_error".into()), Fault::RateLimited(1)] {
+    for fault in [Fault::ApiError("internal_error".into()), Fault::RateLimited(1)] {
         laptop.slack.inject_fault(FaultRule::new(fault).on("apps.connections.open").times(1));
     }
     laptop.slack.cut_sockets("A0NEW");
@@ -296,7 +296,7 @@ async fn relays_socket_mode() {
     assert!(delivered.ack.is_none());
     let log = dev.log();
     assert!(log.contains("no connection of app A0NEW in workspace T0OTHER"), "{log}");
-    laptop.slack.switch_sockets_off("A0NEW");
+    laptop.slack.disable_sockets("A0NEW");
     let status = dev.wait(TIMEOUT).await.expect("it ends");
     assert_eq!(status.code(), Some(1));
     assert!(dev.log().contains("Socket Mode is disabled; enable it"), "{}", dev.log());

@@ -106,8 +106,8 @@ impl Scheduling {
     }
 
     fn take_steps(&self, s: &State, steps: &mut Steps<'_, State>) {
-        let has_room = s.bodies < self.budget || self.is(Mutation::BodiesReadBeforeBudget);
-        if s.is_open || !has_room {
+        let has_capacity = s.bodies < self.budget || self.is(Mutation::BodiesReadBeforeBudget);
+        if s.is_open || !has_capacity {
             return;
         }
         // A take visits the queue after the last visited one, and skips queues without a due head

@@ -108,7 +108,7 @@ impl OutcomeRecorder {
                             let delivery = finished.delivery.clone();
                             record = Record::Finished(Arc::new(refused(
                                 delivery,
-                                "Postgres refuses its messages",
+                                "Postgres rejects the messages",
                                 error,
                             )));
                         }
@@ -144,7 +144,7 @@ fn after_failed_change(delivery: ClaimedDelivery, error: &StoreError) -> Record 
     let error = ErrorChain(error).to_string();
     warn!(%key, error, is_rejected, "failed to record attempt outcome with its change");
     if is_rejected {
-        let dead = refused(delivery, "Postgres refuses its effects", error);
+        let dead = refused(delivery, "Postgres rejects the effects", error);
         return Record::Finished(Arc::new(dead));
     }
     let after = retry::backoff(delivery.attempts, 0.0);

@@ -234,10 +234,10 @@ impl Scheduler {
         let (context, stop) = (Arc::clone(&self.context), StopTokens::default());
         let organization = run.delivery.org.clone();
         let of_organization = self.runs.values().filter(|run| run.organization == organization);
-        let has_room = runs::has_room(self.runs.len(), of_organization.count());
+        let has_capacity = runs::has_capacity(self.runs.len(), of_organization.count());
         let stopped = stop.clone();
         let task = self.attempts.spawn(async move {
-            TaskEnd::Recorded(run_and_record(&context, &term, *run, has_room, &stopped).await)
+            TaskEnd::Recorded(run_and_record(&context, &term, *run, has_capacity, &stopped).await)
         });
         self.runs.insert(task.id(), RunningRun { lane, organization, stop });
     }

@@ -99,11 +99,11 @@ pub async fn run_and_record(
     context: &Arc<AttemptContext>,
     term: &Arc<WorkerTerm>,
     run: StreamingRun,
-    has_room: bool,
+    has_capacity: bool,
     stop: &StopTokens,
 ) -> Option<Duration> {
     let (delivery, began) = (run.delivery.clone(), std::time::Instant::now());
-    let end = if has_room {
+    let end = if has_capacity {
         let running = AssertUnwindSafe(runs::run(context, term, run, &stop.cancel));
         tokio::select! {
             end = running.catch_unwind() => match end {

@@ -55,7 +55,7 @@ impl Committer<'_> {
                 let partition = self.owned.partition();
                 warn!(
                     %partition, sequence, schema,
-                    "webhook written by a newer release; partition given back"
+                    "webhook written by a newer release; partition released"
                 );
                 self.owned.needs_newer.cancel();
                 None
@@ -78,7 +78,7 @@ impl Committer<'_> {
                     return None;
                 };
                 if count > SUSPECTED_MAX {
-                    let reason = "its process ended when it was decided";
+                    let reason = "the process ended during the decision";
                     return self.give_up(pending, reason, "").await;
                 }
             }
@@ -119,7 +119,7 @@ impl Committer<'_> {
                     let next = self.halving.on_refused(length, refusal.is_statement_timeout());
                     if next == AfterRefusal::DeadLetter {
                         let error = ErrorChain(&refusal).to_string();
-                        return self.give_up(pending, "Postgres refuses its effects", &error).await;
+                        return self.give_up(pending, "Postgres rejects the effects", &error).await;
                     }
                 }
             }

@@ -48,13 +48,13 @@ async fn redrive_due(
             let redriven = match context.store.start_redrive(dead.id).await? {
                 None => continue,
                 Some(starts) if starts > STARTS_MAX => {
-                    Err("its process ended when it was decided".to_owned())
+                    Err("the process ended during the decision".to_owned())
                 }
                 // A panic would end the reader of the partition, and again at its next owner.
                 Some(_) => AssertUnwindSafe(redrive_one(context, owned, decider, dead))
                     .catch_unwind()
                     .await
-                    .unwrap_or_else(|_| Ok(Err("deciding it panicked".to_owned())))?,
+                    .unwrap_or_else(|_| Ok(Err("the decision panicked".to_owned())))?,
             };
             match redriven {
                 Ok(()) => info!(dead_letter = dead.id, "dead letter redriven"),
@@ -94,7 +94,7 @@ async fn redrive_one(
         // The dead letter was redriven or deleted meanwhile, or another worker owns the partition.
         Ok(CommitOutcome::NotMatched) => Ok(Ok(())),
         Err(error) if error.is_content_rejection() => {
-            Ok(Err(format!("Postgres refuses its effects: {}", ErrorChain(&error))))
+            Ok(Err(format!("Postgres rejects the effects: {}", ErrorChain(&error))))
         }
         Err(error) => Err(error),
     }
@@ -102,7 +102,7 @@ async fn redrive_one(
 
 fn read_again(dead: &DeadLetter) -> Result<ReadWebhook, String> {
     if let Some(reason) = &dead.unreadable {
-        return Err(format!("its bytes cannot be opened: {reason}"));
+        return Err(format!("the payload cannot be decrypted: {reason}"));
     }
     let headers = pairs_to_headers(&dead.headers);
     let envelope = Envelope::decode(&dead.subject, Some(&headers), dead.body.clone().into())

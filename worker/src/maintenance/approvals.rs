@@ -40,7 +40,7 @@ pub async fn run(context: &Context, until: CancellationToken) {
 fn message(expired: &ExpiredApproval) -> Option<OutgoingMessage> {
     let (content, ts) = (expired.content.as_ref()?, expired.message_ts.clone()?);
     let to = Destination::UpdateMessage { channel: expired.channel.clone(), ts };
-    Some(OutgoingMessage { to, message: routing::expired_approval(content) })
+    Some(OutgoingMessage { to, message: routing::expired_approval_message(content) })
 }
 
 /// Returns the body of an interaction as Slack sends it for a click on a button of the approval.

@@ -243,7 +243,7 @@ impl AuthenticatedSender<'_> {
             Action::RefuseTeam | Action::RefuseConversation => {
                 if let Some(channel) = channel
                     && let Err(error) =
-                        context.store.record_refused_channel(id, channel, &text).await
+                        context.store.record_channel_rejection(id, channel, &text).await
                 {
                     warn!(error = %ErrorChain(&error), "failed to record refused conversation");
                 }

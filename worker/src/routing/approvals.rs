@@ -8,11 +8,11 @@ use shared::{
 };
 
 /// Text for a click after the time to decide.
-pub(super) const EXPIRED: &str = "Nobody decided in time. This request has expired.";
+pub(super) const EXPIRED: &str = "No decision was made in time. This request has expired.";
 /// Text for a person who may not decide.
 pub(super) const NOT_ALLOWED: &str = "You can't decide this request.";
 /// Text for a click on a button without an approval.
-pub(super) const UNKNOWN: &str = "This request does not exist any more.";
+pub(super) const UNKNOWN: &str = "This request no longer exists.";
 /// Text for a person whose agent has too many open requests.
 pub(crate) const TOO_MANY: &str = "The agent asks for a decision, but too many of its requests are \
     open. Decide one of them first.";

@@ -18,7 +18,8 @@ mod questions;
 mod views;
 
 pub(crate) use approvals::{
-    TOO_MANY as TOO_MANY_APPROVALS, asking as asking_approval, expired as expired_approval,
+    TOO_MANY as TOO_MANY_APPROVALS, asking as pending_approval_message,
+    expired as expired_approval_message,
 };
 pub(crate) use backlog::limit_backlog;
 pub(crate) use clicks::{approval_of, author_query, is_feedback};
@@ -243,7 +244,7 @@ impl<'a> Input<'a> {
                 return Err(Decision::DeadLetter { reason, error });
             }
             ConnectionState::Unreadable(why) => {
-                let reason = "its connection is unreadable";
+                let reason = "the connection is unreadable";
                 return Err(Decision::DeadLetter { reason, error: why.clone() });
             }
             ConnectionState::Deleted => {

@@ -137,7 +137,9 @@ impl Api {
     /// Returns the operations of a caller, limited to its organization.
     fn operations(&self, caller: &ApiCaller) -> Operations {
         let actor = Actor::ApiKey(caller.key.clone());
-        Operations::new(self.store.clone(), actor).within(caller.org.clone()).leaving_traffic()
+        Operations::new(self.store.clone(), actor)
+            .within(caller.org.clone())
+            .without_traffic_deletion()
     }
 }
 

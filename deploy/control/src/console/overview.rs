@@ -10,7 +10,7 @@ use super::{
 };
 use askama::Template;
 use axum::{extract::State, http::StatusCode, response::Response};
-use shared::store::{DeliveryFilter, FailureFilter, TroubledAgent, TroubledConnection};
+use shared::store::{DeliveryFilter, FailureFilter, UnhealthyAgent, UnhealthyConnection};
 use std::sync::Arc;
 
 /// Maximum agents, and maximum connections, that are listed as problems.
@@ -94,8 +94,8 @@ impl OverviewProblem {
     }
 }
 
-impl From<TroubledAgent> for OverviewProblem {
-    fn from(agent: TroubledAgent) -> Self {
+impl From<UnhealthyAgent> for OverviewProblem {
+    fn from(agent: UnhealthyAgent) -> Self {
         let id = format!("{}/{}", agent.organization, agent.id);
         let open = agent.deliveries;
         let since = |at: Option<String>| at.map(|at| time_text(&at)).unwrap_or_default();
@@ -112,9 +112,9 @@ impl From<TroubledAgent> for OverviewProblem {
     }
 }
 
-impl From<TroubledConnection> for OverviewProblem {
-    fn from(connection: TroubledConnection) -> Self {
-        let TroubledConnection { organization: org, id, status, reason, .. } = connection;
+impl From<UnhealthyConnection> for OverviewProblem {
+    fn from(connection: UnhealthyConnection) -> Self {
+        let UnhealthyConnection { organization: org, id, status, reason, .. } = connection;
         let href = Fields::default().with("organization", &org).url("/connections");
         match status.as_str() {
             "error" => {

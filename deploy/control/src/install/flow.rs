@@ -19,7 +19,7 @@ use shared::{
     },
     operations::{InstallResult, OperationError, Operations},
     runtime::telemetry::ErrorChain,
-    store::{App, NewInstallation, OpenInstallLink, StateRefusal, TakenState},
+    store::{App, ConsumedState, FoundInstallLink, NewInstallation, StateRejection},
 };
 use std::sync::Arc;
 use tracing::{info, warn};
@@ -82,7 +82,7 @@ fn finish(installer: &Installer, page: Page) -> Response {
 
 impl Installer {
     /// Returns an open link with its app.
-    async fn open_link(&self, text: &str) -> Result<(InstallLink, OpenInstallLink, App), Message> {
+    async fn open_link(&self, text: &str) -> Result<(InstallLink, FoundInstallLink, App), Message> {
         let unknown = || {
             let text = "The link is incomplete, or was deleted. Ask for a new one.";
             Message::new(StatusCode::NOT_FOUND, "Unknown link", text)
@@ -200,27 +200,27 @@ impl Installer {
         }
     }
 
-    async fn take_state(&self, state: &str, headers: &HeaderMap) -> Result<TakenState, Message> {
+    async fn take_state(&self, state: &str, headers: &HeaderMap) -> Result<ConsumedState, Message> {
         let refused = |refusal| {
             let (status, title, text) = match refusal {
-                StateRefusal::Unknown => (
+                StateRejection::Unknown => (
                     StatusCode::BAD_REQUEST,
                     "Unknown installation",
                     "This installation did not begin here. Open the install link again.",
                 ),
-                StateRefusal::OtherBrowser => (
+                StateRejection::OtherBrowser => (
                     StatusCode::FORBIDDEN,
-                    "Begun in another browser",
+                    "Started in another browser",
                     "This installation began in another browser, or cookies are blocked. Open the \
                      install link in this browser.",
                 ),
-                StateRefusal::Consumed => (
+                StateRejection::Consumed => (
                     StatusCode::CONFLICT,
                     "Already completed",
                     "This installation was already completed. Open the install link again if the \
                      app does not answer.",
                 ),
-                StateRefusal::Expired => (
+                StateRejection::Expired => (
                     StatusCode::GONE,
                     "Expired",
                     "This installation took longer than ten minutes. Open the install link again.",
@@ -229,17 +229,17 @@ impl Installer {
             let link = browser::last_link(headers).map(|link| format!("/install/{link}"));
             Message::new(status, title, text).continue_to(link).ends(InstallOutcome::StateRefused)
         };
-        let parsed: InstallState = state.parse().map_err(|_| refused(StateRefusal::Unknown))?;
+        let parsed: InstallState = state.parse().map_err(|_| refused(StateRejection::Unknown))?;
         let browser: InstallHash = match browser::known(headers) {
             Some(browser) => browser.hash(),
-            None => return Err(refused(StateRefusal::OtherBrowser)),
+            None => return Err(refused(StateRejection::OtherBrowser)),
         };
-        let taken = self.store.take_install_state(&parsed.hash(), &browser).await;
+        let taken = self.store.consume_install_state(&parsed.hash(), &browser).await;
         taken.map_err(unavailable)?.map_err(refused)
     }
 
-    async fn install(&self, taken: TakenState, app: App, grant: Grant) -> Page {
-        let TakenState { link, taken_at, .. } = taken;
+    async fn install(&self, taken: ConsumedState, app: App, grant: Grant) -> Page {
+        let ConsumedState { link, taken_at, .. } = taken;
         let place = grant.team.as_ref().map(TeamId::as_str);
         let place = place.or_else(|| grant.enterprise.as_ref().map(EnterpriseId::as_str));
         let team = place.and_then(|place| place.parse().ok());

@@ -27,7 +27,7 @@ pub struct EditedMessage {
 
 /// Cancels the run of the earlier text of a message in the caller's transaction. Returns false if
 /// the answer has begun, or if the message has no open delivery.
-pub(in crate::store) async fn drop_unanswered(
+pub(in crate::store) async fn cancel_unanswered(
     tx: &mut PgConnection,
     edit: &EditedMessage,
 ) -> Result<bool, StoreError> {

@@ -16,6 +16,6 @@ mod release;
 pub use claim::{ClaimRequest, ClaimedDeliveries, QueueKey};
 pub use claimed_delivery::{ClaimedDelivery, DeliveryKey};
 pub use edited::EditedMessage;
-pub(in crate::store) use edited::drop_unanswered;
+pub(in crate::store) use edited::cancel_unanswered;
 pub use end::{FinishedDelivery, FinishedOutcome, PostponedDelivery};
 pub use merge::WaitingDelivery;

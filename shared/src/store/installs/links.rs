@@ -48,7 +48,7 @@ pub struct InstallLinkRecord {
 /// Install link with the fields that its page and the installation need.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)] // the columns' names; see the migration
-pub struct OpenInstallLink {
+pub struct FoundInstallLink {
     pub hash: InstallHash,
     pub org: OrgId,
     pub org_name: String,
@@ -61,7 +61,7 @@ pub struct OpenInstallLink {
     pub is_used: bool,
 }
 
-/// Columns of an [`OpenInstallLink`], of the tables `l` and `o`.
+/// Columns of an [`FoundInstallLink`], of the tables `l` and `o`.
 macro_rules! open_link_columns {
     () => {
         "l.link_hash, l.org_id, o.name as org_name, l.app_id, l.agent_id, l.return_url,
@@ -193,7 +193,7 @@ impl Store {
     pub async fn install_link(
         &self,
         link: &InstallHash,
-    ) -> Result<Option<OpenInstallLink>, StoreError> {
+    ) -> Result<Option<FoundInstallLink>, StoreError> {
         let row = sqlx::query(concat!(
             "-- installs.link\n select ",
             open_link_columns!(),
@@ -207,9 +207,9 @@ impl Store {
 }
 
 /// Reads the columns of [`open_link_columns`].
-pub(super) fn open_link(hash: InstallHash, row: &PgRow) -> Result<OpenInstallLink, StoreError> {
+pub(super) fn open_link(hash: InstallHash, row: &PgRow) -> Result<FoundInstallLink, StoreError> {
     let key = hash.id();
-    Ok(OpenInstallLink {
+    Ok(FoundInstallLink {
         hash,
         org: column(row, TABLE, &key, "org_id")?,
         org_name: row.try_get("org_name")?,

@@ -4,6 +4,6 @@ mod links;
 mod record;
 mod states;
 
-pub use links::{InstallLinkRecord, NewInstallLink, OpenInstallLink};
+pub use links::{FoundInstallLink, InstallLinkRecord, NewInstallLink};
 pub use record::{InstallRotation, NewInstallation, RecordedInstallation};
-pub use states::{StateRefusal, TakenState};
+pub use states::{ConsumedState, StateRejection};

@@ -5,7 +5,7 @@
 //! tokens. A token is newer than the stored one if its exchange began after the stored one was
 //! recorded. Otherwise the stored token stays as long as Slack accepts it.
 
-use super::links::OpenInstallLink;
+use super::links::FoundInstallLink;
 use crate::store::{
     AuditAction, AuditOrg, LimitedKind, NewAuditEntry, Store, StoreError, add_audit_entries,
     column,
@@ -26,7 +26,7 @@ use time::OffsetDateTime;
 #[derive(Debug)]
 pub struct NewInstallation {
     /// Link that began the installation.
-    pub link: OpenInstallLink,
+    pub link: FoundInstallLink,
     /// Agent of a new connection.
     pub agent: Option<AgentId>,
     /// Enterprise organization, if any.
@@ -172,7 +172,7 @@ impl Store {
     /// link that was revoked, or used for another connection.
     pub async fn use_install_link(
         &self,
-        link: &OpenInstallLink,
+        link: &FoundInstallLink,
         connection: ConnectionId,
     ) -> Result<bool, StoreError> {
         let mut tx = self.pool.begin().await?;
@@ -285,7 +285,7 @@ impl Store {
 
 async fn use_link(
     tx: &mut PgConnection,
-    link: &OpenInstallLink,
+    link: &FoundInstallLink,
     connection: ConnectionId,
 ) -> Result<bool, StoreError> {
     let used = sqlx::query(

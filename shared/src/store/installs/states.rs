@@ -1,6 +1,6 @@
 //! OAuth states. Each belongs to one installation in one browser, and is taken once.
 
-use super::links::{OpenInstallLink, open_link, open_link_columns};
+use super::links::{FoundInstallLink, open_link, open_link_columns};
 use crate::domain::{InstallHash, InstallState};
 use crate::store::{Store, StoreError, inconsistent};
 use sqlx::Row;
@@ -14,9 +14,9 @@ const MAX_OPEN_STATES: i64 = 200;
 
 /// State that this call has taken.
 #[derive(Debug)]
-pub struct TakenState {
+pub struct ConsumedState {
     /// Link that began the installation.
-    pub link: OpenInstallLink,
+    pub link: FoundInstallLink,
     /// Redirect URL that was sent to Slack.
     pub redirect_url: String,
     /// Time before the exchange of the code, by Postgres's clock.
@@ -25,7 +25,7 @@ pub struct TakenState {
 
 /// Reason why a state is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StateRefusal {
+pub enum StateRejection {
     /// No installation has this state, or the state was deleted after its expiry.
     Unknown,
     /// Another browser began the installation.
@@ -78,11 +78,11 @@ impl Store {
     }
 
     /// Takes a state for the browser that began it. One call succeeds.
-    pub async fn take_install_state(
+    pub async fn consume_install_state(
         &self,
         state: &InstallHash,
         browser: &InstallHash,
-    ) -> Result<Result<TakenState, StateRefusal>, StoreError> {
+    ) -> Result<Result<ConsumedState, StateRejection>, StoreError> {
         let row = sqlx::query(concat!(
             "-- installs.take_state
              with taken as (
@@ -100,24 +100,24 @@ impl Store {
         .fetch_optional(&self.pool)
         .await?;
         let Some(row) = row else {
-            return Ok(Err(self.state_refusal(state, browser).await?));
+            return Ok(Err(self.state_rejection(state, browser).await?));
         };
         let hash: Vec<u8> = row.try_get("link_hash")?;
         let hash = InstallHash::from_stored(&hash).ok_or_else(|| {
             inconsistent("install_states", "link_hash", &state.id(), "not a hash")
         })?;
-        Ok(Ok(TakenState {
+        Ok(Ok(ConsumedState {
             link: open_link(hash, &row)?,
             redirect_url: row.try_get("redirect_url")?,
             taken_at: row.try_get("consumed_at")?,
         }))
     }
 
-    async fn state_refusal(
+    async fn state_rejection(
         &self,
         state: &InstallHash,
         browser: &InstallHash,
-    ) -> Result<StateRefusal, StoreError> {
+    ) -> Result<StateRejection, StoreError> {
         let row = sqlx::query(
             "-- installs.state
              select browser_hash = $2 as is_own, consumed_at is not null as is_consumed
@@ -127,11 +127,11 @@ impl Store {
         .bind(browser.as_bytes())
         .fetch_optional(&self.pool)
         .await?;
-        let Some(row) = row else { return Ok(StateRefusal::Unknown) };
+        let Some(row) = row else { return Ok(StateRejection::Unknown) };
         Ok(match (row.try_get("is_own")?, row.try_get("is_consumed")?) {
-            (false, _) => StateRefusal::OtherBrowser,
-            (true, true) => StateRefusal::Consumed,
-            (true, false) => StateRefusal::Expired,
+            (false, _) => StateRejection::OtherBrowser,
+            (true, true) => StateRejection::Consumed,
+            (true, false) => StateRejection::Expired,
         })
     }
 }

@@ -50,7 +50,7 @@ pub use replays::{Replay, ReplayResult, ReplayState};
 pub use retention::PruneStats;
 pub use reveal::RevealedWebhook;
 pub use sealed_columns::{SEALED_COLUMNS, SealedColumn};
-pub use troubles::{TroubledAgent, TroubledConnection};
+pub use troubles::{UnhealthyAgent, UnhealthyConnection};
 pub use usage::{HourlyUsage, UsageFilter, UsageRow};
 
 use super::StoreError;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Agent that is paused, or whose circuit breaker is open.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
-pub struct TroubledAgent {
+pub struct UnhealthyAgent {
     pub organization: String,
     pub id: String,
     pub paused_at: Option<String>,
@@ -21,7 +21,7 @@ pub struct TroubledAgent {
 /// Connection that failed or is stopped, or whose sending is paused.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)] // the columns' names; see the migration
-pub struct TroubledConnection {
+pub struct UnhealthyConnection {
     pub organization: String,
     pub id: String,
     pub status: String,
@@ -35,7 +35,7 @@ impl Store {
         &self,
         org: Option<&OrgId>,
         limit: i64,
-    ) -> Result<Vec<TroubledAgent>, StoreError> {
+    ) -> Result<Vec<UnhealthyAgent>, StoreError> {
         let rows = sqlx::query(
             "-- agents.troubled
              select to_jsonb(t) as row from (
@@ -62,7 +62,7 @@ impl Store {
         &self,
         org: Option<&OrgId>,
         limit: i64,
-    ) -> Result<Vec<TroubledConnection>, StoreError> {
+    ) -> Result<Vec<UnhealthyConnection>, StoreError> {
         let rows = sqlx::query(
             "-- connections.troubled
              select to_jsonb(t) as row from (

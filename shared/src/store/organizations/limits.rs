@@ -13,7 +13,7 @@ pub enum LimitedKind {
     /// Connections. Each ingest has all of them in memory.
     Connection,
     /// Install links that can be used.
-    OpenInstallLink,
+    FoundInstallLink,
     /// Link codes that can be used.
     OpenLinkCode,
 }
@@ -23,7 +23,7 @@ impl LimitedKind {
     pub fn limit(self) -> i64 {
         match self {
             Self::Agent | Self::OpenLinkCode => 10_000,
-            Self::Connection | Self::OpenInstallLink => 100_000,
+            Self::Connection | Self::FoundInstallLink => 100_000,
         }
     }
 
@@ -32,7 +32,7 @@ impl LimitedKind {
         match self {
             Self::Agent => "agents",
             Self::Connection => "connections",
-            Self::OpenInstallLink => "open install links",
+            Self::FoundInstallLink => "open install links",
             Self::OpenLinkCode => "open link codes",
         }
     }
@@ -41,7 +41,7 @@ impl LimitedKind {
 impl Store {
     /// Returns whether an organization has fewer objects of a kind than the limit. Concurrent
     /// creations may exceed the limit by their number.
-    pub async fn has_room(&self, org: &OrgId, kind: LimitedKind) -> Result<bool, StoreError> {
+    pub async fn has_capacity(&self, org: &OrgId, kind: LimitedKind) -> Result<bool, StoreError> {
         let limit = kind.limit();
         Ok(count_limited(&self.pool, org, kind, limit).await? < limit)
     }
@@ -63,7 +63,7 @@ pub(in crate::store) async fn count_limited(
             "-- limits.connections
              select count(*) from (select from connections where org_id = $1 limit $2) t"
         }
-        LimitedKind::OpenInstallLink => {
+        LimitedKind::FoundInstallLink => {
             "-- limits.install_links
              select count(*) from (
                  select from install_links where org_id = $1 and used_at is null

@@ -130,7 +130,7 @@ impl LinkCodeResult {
             LinkCodeResult::WrongSurface { .. } => "wrong_surface",
             LinkCodeResult::ForeignApp => "foreign_app",
             LinkCodeResult::AlreadyUsed => "already_used",
-            LinkCodeResult::TooManyAttempts => "too_many_guesses",
+            LinkCodeResult::TooManyAttempts => "too_many_attempts",
         }
     }
 }

@@ -224,7 +224,7 @@ impl Store {
     }
 
     /// Records in the binding of a conversation that Slack rejects messages to it.
-    pub async fn record_refused_channel(
+    pub async fn record_channel_rejection(
         &self,
         connection: ConnectionId,
         channel: &str,

@@ -16,7 +16,7 @@ use super::{
 use crate::store::{
     Store, StoreError,
     approvals::decide_approval,
-    deliveries::drop_unanswered,
+    deliveries::cancel_unanswered,
     maintenance::Replay,
     organizations::consume_link_code,
     partitions::{FencingToken, LastMessage},
@@ -345,7 +345,7 @@ impl Store {
             applied.delivery = delivery;
         }
         if let Some(edit) = &effects.edit {
-            applied.drops_delivery = !drop_unanswered(&mut *tx, edit).await?;
+            applied.drops_delivery = !cancel_unanswered(&mut *tx, edit).await?;
         }
         for change in &effects.changes {
             applied.replies.extend((change.reply)(apply_change(&mut *tx, &change.action).await?));

@@ -55,7 +55,7 @@ pub fn ask_change(
     };
     let new = context.store.new_approval(delivery, &asked)?;
     let until = unix_now() + ask.expires_in.as_secs();
-    let message = routing::asking_approval(new.id(), &ask.content, &ask.allowed, until);
+    let message = routing::pending_approval_message(new.id(), &ask.content, &ask.allowed, until);
     let (channel, thread_ts) = (place.channel.clone(), place.thread_ts.map(str::to_owned));
     let reply = move |is_added: bool| {
         let to =

@@ -93,7 +93,7 @@ impl AnswerBuffer {
     }
 
     /// Returns whether more may be read from the agent.
-    pub fn has_room(&self) -> bool {
+    pub fn has_capacity(&self) -> bool {
         self.bytes < BUFFER_BYTES_MAX
     }
 

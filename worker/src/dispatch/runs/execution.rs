@@ -207,7 +207,7 @@ pub(super) async fn execute(
                 idle = Some(writer);
             }
             () = complete(&mut cancelling) => cancelling = None,
-            event = next(&mut stream), if is_open && buffer.has_room() => {
+            event = next(&mut stream), if is_open && buffer.has_capacity() => {
                 if !has_answered && matches!(event, Ok(Some(_))) {
                     has_answered = true;
                     info!(target: TRACE_TARGET, "first event received");

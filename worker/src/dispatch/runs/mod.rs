@@ -128,7 +128,7 @@ impl RunTarget {
 
 /// Returns whether a worker may start another run, given its number of runs of all organizations
 /// and of the same one.
-pub fn has_room(all: usize, of_organization: usize) -> bool {
+pub fn has_capacity(all: usize, of_organization: usize) -> bool {
     let is_newcomer = of_organization == 0;
     all < RUNS_MAX && of_organization < RUNS_MAX / 2 && (is_newcomer || all < RUNS_MAX * 3 / 4)
 }
@@ -374,9 +374,9 @@ mod tests {
     #[test]
     fn limits_runs_per_organization() {
         let half = RUNS_MAX / 2;
-        assert!(has_room(0, 0) && has_room(half - 1, half - 1));
-        assert!(!has_room(half, half), "one organization has its share");
-        assert!(!has_room(RUNS_MAX * 3 / 4, 1) && has_room(RUNS_MAX * 3 / 4, 0));
-        assert!(!has_room(RUNS_MAX, 0));
+        assert!(has_capacity(0, 0) && has_capacity(half - 1, half - 1));
+        assert!(!has_capacity(half, half), "one organization has its share");
+        assert!(!has_capacity(RUNS_MAX * 3 / 4, 1) && has_capacity(RUNS_MAX * 3 / 4, 0));
+        assert!(!has_capacity(RUNS_MAX, 0));
     }
 }

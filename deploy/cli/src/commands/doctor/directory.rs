@@ -12,7 +12,7 @@ use std::{collections::HashMap, time::Duration};
 
 const COMPONENT: &str = "directory";
 /// Maximum number of connections that a finding names.
-const MAX_NAMED: usize = 10;
+const NAMED_MAX: usize = 10;
 
 /// Compares the directory with Postgres, and each ingest with the directory. With `fix`, first
 /// rewrites entries that are older than Postgres.
@@ -96,7 +96,7 @@ fn entries(stale: &[String]) -> Finding {
     if stale.is_empty() {
         return Finding::good(COMPONENT, "has all connections of Postgres");
     }
-    let named = stale.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join(", ");
+    let named = stale.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
     Finding::problem(
         COMPONENT,
         format!("entries older than Postgres: {} ({named})", stale.len()),

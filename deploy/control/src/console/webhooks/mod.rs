@@ -30,7 +30,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use timeline::Step;
 
 /// Version of the recording format.
-const RECORDING_LAYOUT: u32 = 1;
+const RECORDING_VERSION: u32 = 1;
 /// Origin of the `response_url`s of real webhooks.
 const SLACK_ORIGIN: &str = "https://hooks.slack.com";
 
@@ -210,7 +210,7 @@ fn recording(webhook: RevealedWebhook) -> String {
         Ok(text) => line["body"] = text.into(),
         Err(no_text) => line["base64"] = STANDARD.encode(no_text.as_bytes()).into(),
     }
-    format!("{}\n{line}\n", json!({ "recording": RECORDING_LAYOUT, "slack": SLACK_ORIGIN }))
+    format!("{}\n{line}\n", json!({ "recording": RECORDING_VERSION, "slack": SLACK_ORIGIN }))
 }
 
 fn short(key: &str) -> &str {
