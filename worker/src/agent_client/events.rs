@@ -1,7 +1,7 @@
 //! Events of agents that answer with an event stream. Unknown events and fields, and fields with a
 //! wrong type, are ignored.
 
-use super::ask::{AgentAsk, parse_ask};
+use super::approval_request::{AgentAsk, parse_ask};
 use serde::Serialize;
 use serde_json::Value;
 use shared::slack::repair;

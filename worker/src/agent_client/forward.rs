@@ -6,7 +6,7 @@
 //! apps drop retries. The header [`FORWARDED_DELIVERY`] identifies a repetition, and lets ingest
 //! refuse a webhook that is forwarded to Tidegate itself.
 
-use super::{AgentClient, AgentError, read, refusal};
+use super::client::{AgentClient, AgentError, read, refusal};
 use serde_json::Value;
 use shared::{
     domain::{AgentMode, WebhookKind},

@@ -1,8 +1,11 @@
 //! Fuzz targets for the answers of agents and apps.
 
 use super::{
-    AgentEvent, ERROR_CHARS, Response, event_stream::tests::events_of,
-    forward::is_unhandled_by_bolt, parse_reply, refusal,
+    AgentEvent,
+    client::{ERROR_CHARS, Response, refusal},
+    event_stream::tests::events_of,
+    forward::is_unhandled_by_bolt,
+    reply::parse_reply,
 };
 use crate::answer_generator::body;
 use serde_json::Value;

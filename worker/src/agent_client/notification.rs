@@ -1,6 +1,6 @@
 //! Notifications to the operator's backend, signed by Standard Webhooks.
 
-use super::{AgentClient, blocked};
+use super::client::{AgentClient, blocked};
 use reqwest::Url;
 use shared::{runtime::telemetry::ErrorChain, signature, store::NotificationEndpoint};
 use std::time::Duration;

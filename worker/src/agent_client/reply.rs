@@ -1,7 +1,7 @@
 //! JSON answers of agents.
 
 use super::{
-    ask::{AgentAsk, parse_ask},
+    approval_request::{AgentAsk, parse_ask},
     events::{Prompt, read_prompts, read_title},
 };
 use serde_json::{Value, json};

@@ -11,7 +11,7 @@ mod backlog;
 mod clicks;
 mod commands;
 mod installation_events;
-mod message_changes;
+mod run_controls;
 mod messages;
 mod notices;
 mod questions;
@@ -193,15 +193,14 @@ fn decide_input(input: &Input<'_>) -> Decision {
     if let Some(app) = input.app() {
         return input.deliver(app, None);
     }
-    if let Some(decision) = message_changes::stop(input) {
+    if let Some(decision) = run_controls::stop(input) {
         return decision;
     }
     match (&input.webhook.inbound, message) {
         (InboundPayload::Event(_), Ok(message)) => messages::decide(input, &message),
         (InboundPayload::Event(body), Err(reason)) => match body.kind.get() {
             Some("event_callback" | "app_rate_limited") => {
-                let changed =
-                    message_changes::deletion(input).or_else(|| message_changes::edit(input));
+                let changed = run_controls::deletion(input).or_else(|| run_controls::edit(input));
                 changed.unwrap_or_else(|| input.ignore(reason))
             }
             kind => unparsable(kind.unwrap_or("no type")),

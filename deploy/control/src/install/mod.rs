@@ -1,7 +1,7 @@
 //! Installation of apps by OAuth: the page of an install link, Slack's redirect, and the result.
 //!
 //! ```text
-//! flow      requests: start page, begin, callback
+//! oauth     requests: start page, begin, callback
 //! browser   cookies, and the origin of a form
 //! pages     HTML pages and their headers
 //! slack     client of Slack's OAuth
@@ -13,7 +13,7 @@
 //! code alone is never exchanged.
 
 mod browser;
-mod flow;
+mod oauth;
 mod pages;
 mod slack;
 
@@ -63,8 +63,8 @@ impl Installer {
 pub fn router(installer: Arc<Installer>) -> Router {
     let limited = middleware::from_fn_with_state(Arc::clone(&installer), limit);
     Router::new()
-        .route("/install/{link}", get(flow::start).post(flow::begin))
-        .route(OAUTH_CALLBACK_PATH, get(flow::callback))
+        .route("/install/{link}", get(oauth::start).post(oauth::begin))
+        .route(OAUTH_CALLBACK_PATH, get(oauth::callback))
         .layer(limited)
         .with_state(installer)
 }
