@@ -26,7 +26,6 @@ pub use event_stream::{AgentStream, StreamEvent};
 pub use events::TaskStatus;
 pub use events::{AgentEvent, AgentFailure, Prompt, TaskUpdate};
 pub use forward::ForwardResult;
-pub use metrics::AgentMetrics;
 pub use reply::{AgentReply, SessionChange};
 pub use request::{AgentRequest, ApprovalAnswer, MessageContent, MessagePart, Subject, Trigger};
 pub use ssrf_guard::Networks;
