@@ -181,7 +181,7 @@ mod tests {
 
     /// A response that is too large reaches the caller. A repeated request gets a problem.
     #[tokio::test]
-    async fn records_problem_for_large_response() {
+    async fn replaces_large_response() {
         let (sent, status, body) = copy(response(MAX_RESPONSE_BYTES)).await;
         assert_eq!((sent.status(), status), (StatusCode::CREATED, StatusCode::CREATED));
         assert_eq!(body.len(), MAX_RESPONSE_BYTES);
