@@ -182,7 +182,7 @@ fn decide_input(input: &Input<'_>) -> Decision {
     // Both events of a mention are delivered: an app or a handler may listen to either.
     if own_handler {
         let refusal = questions::refusal(input, input.options.handler_max_per_user, None);
-        return refusal.unwrap_or_else(|| deliver_to_worker(input));
+        return refusal.unwrap_or_else(|| views::deliver_to_worker(input));
     }
     if let Some(decision) = clicks::decide_approval(input) {
         return decision;
@@ -384,14 +384,6 @@ fn seconds(event_time: u64) -> i64 {
 /// Decides to ignore a duplicate, without a record for operators.
 fn ignore(reason: IgnoreReason) -> Decision {
     Decision::Ignore { reason, addressed: false }
-}
-
-/// Decides to deliver a webhook to the worker: to its own handler or its responses for views.
-fn deliver_to_worker(input: &Input<'_>) -> Decision {
-    let delivery = Some(NewDelivery::to_gateway(input.priority()));
-    let question = input.question();
-    let effects = Effects { delivery, question, ..Effects::new(ProcessedAs::Delivery) };
-    Decision::Apply(Box::new(effects))
 }
 
 fn unparsable(detail: &str) -> Decision {

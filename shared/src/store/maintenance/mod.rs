@@ -18,6 +18,7 @@ mod new_replay;
 mod obstacles;
 mod outbox_failures;
 mod pauses;
+mod person_statements;
 mod recent_webhooks;
 mod replays;
 mod retention;

@@ -1,12 +1,9 @@
 //! Look-up of one agent for a decision.
 
-use super::{
-    AgentRef,
-    facts::{display_name, policies, readable},
-};
-use crate::domain::{AgentId, OrgId};
+use super::{AgentRef, facts::readable};
+use crate::domain::{AgentId, AgentPolicies, OrgId};
 use crate::store::{Store, StoreError, column};
-use sqlx::Row;
+use sqlx::{Row, postgres::PgRow};
 
 impl Store {
     /// Returns an agent for a decision. `None` if it does not exist or is unreadable.
@@ -38,4 +35,18 @@ impl Store {
         };
         Ok(readable(agent())?.ok())
     }
+}
+
+pub(super) fn policies(
+    row: &PgRow,
+    key: &str,
+    [edits, overlap]: [&'static str; 2],
+) -> Result<AgentPolicies, StoreError> {
+    let overlap = column(row, "agents", key, overlap)?;
+    Ok(AgentPolicies { edits: column(row, "agents", key, edits)?, overlap })
+}
+
+pub(super) fn display_name(row: &PgRow, column: &str, id: &AgentId) -> Result<String, StoreError> {
+    let name: String = row.try_get(column)?;
+    Ok(if name.is_empty() { id.to_string() } else { name })
 }

@@ -1,11 +1,14 @@
 //! Facts for the decisions on a batch, read in one query without a cache.
 
-use super::effects::AgentRef;
+use super::{
+    agent_ref::{display_name, policies},
+    effects::AgentRef,
+};
 use crate::store::{Store, StoreError, column, connections::settings, nullable};
 use crate::{
     domain::{
-        AgentMode, AgentPolicies, ConnectionId, ConnectionSettings, ConnectionStatus, EnterpriseId,
-        OrgId, TeamId, UserId,
+        AgentMode, ConnectionId, ConnectionSettings, ConnectionStatus, EnterpriseId, OrgId, TeamId,
+        UserId,
     },
     stream::{DedupKey, Lane, Partition},
 };
@@ -386,28 +389,10 @@ fn conversation_facts(
     })
 }
 
-pub(super) fn policies(
-    row: &PgRow,
-    key: &str,
-    [edits, overlap]: [&'static str; 2],
-) -> Result<AgentPolicies, StoreError> {
-    let overlap = column(row, "agents", key, overlap)?;
-    Ok(AgentPolicies { edits: column(row, "agents", key, edits)?, overlap })
-}
-
 fn backlog_facts(row: &PgRow) -> Result<BacklogFacts, StoreError> {
     Ok(BacklogFacts {
         is_full: row.try_get("is_full")?,
         has_max_messages: row.try_get("has_max_messages")?,
         ignores: row.try_get("ignores")?,
     })
-}
-
-pub(super) fn display_name(
-    row: &PgRow,
-    column: &str,
-    id: &crate::domain::AgentId,
-) -> Result<String, StoreError> {
-    let name: String = row.try_get(column)?;
-    Ok(if name.is_empty() { id.to_string() } else { name })
 }
