@@ -50,13 +50,13 @@ async fn names_faults_of_deployment() {
             "token ring",
             "TIDEGATE_TOKEN_KEYRING",
             other.clone(),
-            "TIDEGATE_TOKEN_KEYRING opens none",
+            "TIDEGATE_TOKEN_KEYRING opens no value of",
         ),
         (
             "signing ring",
             "TIDEGATE_SIGNING_SECRET_KEYRING",
             other.clone(),
-            "TIDEGATE_SIGNING_SECRET_KEYRING opens none",
+            "TIDEGATE_SIGNING_SECRET_KEYRING opens no value of",
         ),
         (
             "NATS address",

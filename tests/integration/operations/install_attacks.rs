@@ -217,7 +217,7 @@ async fn rejects_wrong_redirect_uri() {
     let change = "update install_states set redirect_url = redirect_url || '/other'";
     sqlx::query(change).execute(&attack.setup.env.pool).await.expect("changed");
     let back = attack.back.clone();
-    attack.refuses(&back, StatusCode::CONFLICT, "address has changed").await;
+    attack.refuses(&back, StatusCode::CONFLICT, "redirect URL has changed").await;
 }
 
 /// A code that was granted for another challenge, or for none, fails at Slack.
