@@ -3,10 +3,7 @@
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use shared::{
-    domain::Surface,
-    secrets::{KeyRing, SealContext},
-};
+use shared::domain::Surface;
 use tests::{
     control_api::Caller,
     dump::{contains, dump_postgres, dump_streams, pg_dump, stream_files},
@@ -152,76 +149,6 @@ async fn exports_and_erases_organization() {
     env.tidegate(&["ledger", "verify"]).expect("every webhook is accounted for");
     let hello = Webhook::message(&env.slack, &other, "D1", "U1", "hello");
     assert_eq!(env.send(&other, &hello).await.expect("an answer").status, 200);
-}
-
-/// Adds a message to Slack that Slack rejected and that has no channel, such as one to a person.
-async fn add_failed_message(env: &TestEnv, app: &App, id: i64, user: &str) {
-    let ring = env.setting("TIDEGATE_TOKEN_KEYRING").expect("a ring");
-    let ring: KeyRing = ring.parse().expect("a ring");
-    let owner = format!("{}/failed-{id}", app.connection);
-    let context = SealContext { owner: &owner, column: "outbox.request" };
-    let request = json!({ "to": { "direct_message": { "user": user } }, "text": "hello" });
-    let sealed = ring.seal(context, request.to_string().as_bytes()).expect("sealed");
-    sqlx::query(
-        "insert into outbox_failures (id, connection_id, lane, partition, channel_key, method,
-                                      dedup_key, request, error, attempts, created_at)
-         values ($1, $2, 1, 0, 'lane:1', 'chat.postMessage', 'failed-' || $1, $3, '', 1, now())",
-    )
-    .bind(id)
-    .bind(app.connection.to_string())
-    .bind(sealed.as_str())
-    .execute(&env.pool)
-    .await
-    .expect("added");
-}
-
-/// An erasure that was interrupted after it erased the rows that identify the person's direct
-/// messages erases the rest of them when it is repeated. Failed messages to the person and the name
-/// of the person who installed the app are erased, too.
-#[tokio::test]
-async fn repeats_interrupted_erasure() {
-    const TO_PERSON: i64 = 1_000_001;
-    const TO_OTHER: i64 = 1_000_002;
-    let env = TestEnv::start(SMALL).await.expect("a test environment");
-    let app = env.declare().expect("applied");
-    talk(&env, &app).await;
-    add_failed_message(&env, &app, TO_PERSON, PERSON).await;
-    add_failed_message(&env, &app, TO_OTHER, "U8OTHER").await;
-    for sql in [
-        "update connections set installed_by = 'U7PERSON'",
-        "create function interrupt() returns trigger language plpgsql as $$
-         begin raise exception 'interrupted'; end $$",
-        "create trigger interrupt before delete on known_channels
-         for each statement execute function interrupt()",
-    ] {
-        sqlx::query(sql).execute(&env.pool).await.expect(sql);
-    }
-    let person = format!("{}/{PERSON}", app.team);
-    let erase = || env.try_tidegate(&["erase", "person", &person, "--yes"]).expect("it runs");
-    let count = async |sql: &'static str| -> i64 {
-        sqlx::query_scalar(sql).fetch_one(&env.pool).await.expect("a count")
-    };
-    let named = "select count(*) from delivery_log where user_id = 'U7PERSON'";
-    let direct = "select (select count(*) from outbox_log where channel_key = 'D7PERSON')
-                       + (select count(*) from known_channels where channel_id = 'D7PERSON')";
-    eventually("the erasure is interrupted", TIMEOUT, async || {
-        assert!(!erase().status.success());
-        (count(named).await == 0).then_some(())
-    })
-    .await;
-    assert!(count(direct).await > 0, "the rest is left");
-    sqlx::query("drop trigger interrupt on known_channels").execute(&env.pool).await.expect("gone");
-    assert!(erase().status.success());
-    assert_eq!(count(direct).await, 0);
-    let failed: Vec<i64> = sqlx::query_scalar("select id from outbox_failures")
-        .fetch_all(&env.pool)
-        .await
-        .expect("failed messages");
-    assert_eq!(failed, [TO_OTHER]);
-    let installed_by = "select count(*) from connections where installed_by = 'erased'";
-    assert_eq!(count(installed_by).await, 1, "the connection remains installed");
-    assert_eq!(count("select count(*) from erasures where direct_channels <> '{}'").await, 0);
-    assert_gone(&env, &[PERSON, WORDS]).await;
 }
 
 /// Webhooks that intake has not processed when the erasure begins are overwritten once it has.
