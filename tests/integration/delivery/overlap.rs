@@ -68,12 +68,12 @@ async fn outcome(env: &TestEnv, webhook: &Webhook) -> String {
 async fn replaces_question_on_edit() {
     let (env, app) = start_env(SMALL, EditPolicy::Rerun, OverlapPolicy::Queue).await;
     let (question, ts) = ask(&env, &app, "D1", "U1", "slow:1500 old").await;
-    let (second, second_ts) = ask(&env, &app, "D1", "U1", "older").await;
+    let (second, second_ts) = ask(&env, &app, "D1", "U1", "slow:1500 older").await;
     wait_for_questions(&env, 1).await;
     let edits = [
         edit(&env, &app, &ts, "slow:1500 old", "newer"),
         edit(&env, &app, &ts, "newer", "newest"),
-        edit(&env, &app, &second_ts, "older", "other"),
+        edit(&env, &app, &second_ts, "slow:1500 older", "other"),
     ];
     for edit in &edits {
         send(&env, &app, edit).await;
